@@ -1,0 +1,98 @@
+"""Checks of arguments, worded once. Every message names the argument, its value, the rule and the way out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+IMAGE = (torch.uint8, *FLOATING)
+
+
+def _names(dtypes: Sequence[torch.dtype]) -> str:
+    return ", ".join(str(d).removeprefix("torch.") for d in dtypes)
+
+
+def describe(shape: Sequence[int]) -> str:
+    return "(" + ", ".join(str(s) for s in shape) + ")"
+
+
+def tensor(
+    name: str, value: object, *, dims: Sequence[int], layout: str, dtypes: Sequence[torch.dtype]
+) -> None:
+    """``value`` is a tensor with one of ``dims`` dimensions, laid out as ``layout`` says, of one of ``dtypes``."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} is a {type(value).__name__}; it must be a torch.Tensor {layout}")
+    if value.dim() not in dims:
+        raise ValueError(f"{name} has shape {describe(value.shape)}; it must be {layout}")
+    if value.dtype not in dtypes:
+        raise TypeError(
+            f"{name} has dtype {str(value.dtype).removeprefix('torch.')}; it must be one of {_names(dtypes)}: "
+            f"convert it with {name}.to(...)"
+        )
+
+
+def shape(name: str, value: Tensor, expected: Sequence[int], because: str) -> None:
+    if tuple(value.shape) != tuple(expected):
+        raise ValueError(
+            f"{name} has shape {describe(value.shape)}; it must be {describe(expected)}, {because}"
+        )
+
+
+def same_dtype(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    if value.dtype != other.dtype:
+        raise TypeError(
+            f"{name} has dtype {value.dtype} but {other_name} has {other.dtype}; they must be equal: "
+            f"convert one with .to(...)"
+        )
+
+
+def same_device(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    if value.device != other.device:
+        raise ValueError(
+            f"{name} is on {value.device} but {other_name} is on {other.device}; they must be on one device: "
+            f"move one with .to(...)"
+        )
+
+
+def integer(name: str, value: object, minimum: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        raise TypeError(f"{name}={value!r} is a {type(value).__name__}; it must be an int")
+    if value < minimum:
+        raise ValueError(f"{name}={value} is too small; it must be at least {minimum}")
+
+
+def patch_size(value: int, height: int, width: int) -> None:
+    """``value`` divides a frame of ``height`` × ``width`` pixels."""
+    integer("patch_size", value, 1)
+    if height % value or width % value:
+        fits = [p for p in range(1, min(height, width) + 1) if height % p == 0 and width % p == 0]
+        near = sorted(sorted(fits, key=lambda p: abs(p - value))[:2])
+        raise ValueError(
+            f"patch_size={value} does not divide the frame ({height}×{width}); "
+            f"divisors near it: {', '.join(map(str, near)) or 'none'}"
+        )
+
+
+def per_channel(
+    name: str, value: Tensor | Sequence[float] | None, channels: int, like: Tensor
+) -> Tensor | None:
+    """``value`` as a constant (C,) tensor on the device of ``like``, fp64 if it is fp64, else fp32."""
+    if value is None:
+        return None
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    if isinstance(value, Tensor):
+        if value.requires_grad:
+            raise ValueError(f"{name} requires grad, but it is a constant here: pass {name}.detach()")
+        result = value.to(device=like.device, dtype=dtype)
+    else:
+        try:
+            result = torch.tensor([float(v) for v in value], device=like.device, dtype=dtype)
+        except (TypeError, ValueError):
+            raise TypeError(
+                f"{name}={value!r}; it must be a tensor or a sequence of {channels} numbers"
+            ) from None
+    shape(name, result, (channels,), "one number a channel")
+    return result

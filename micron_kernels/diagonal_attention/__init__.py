@@ -1,0 +1,1 @@
+"""The diagonal of softmax attention between two sequences, applied to the values."""

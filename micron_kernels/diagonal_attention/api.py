@@ -1,0 +1,103 @@
+"""Diagonal micro-attention: the public function."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .. import _check
+from .._implementation import Impl, choose
+from . import ops
+
+
+def diagonal_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    scale: float | None = None,
+    row_weight: Tensor | None = None,
+    rows: Tensor | None = None,
+    key_mask: Tensor | None = None,
+    return_weights: bool = False,
+    impl: Impl | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Weight each value by the diagonal of the row softmax of ``query @ key.T``.
+
+    ::
+
+        s_ij  = scale · q_i·k_j
+        p_i   = exp(s_ii − logsumexp_j s_ij)      how much patch i of one frame still looks like patch i
+                                                  of the other, among all its patches
+        out_i = w_i · p_i · v_i                   w = row_weight
+
+    No tensor of size N×N is stored, neither forward nor backward.
+
+    Args:
+        query: (B, H, N, E), fp16, bf16, fp32 or fp64. Under autocast, query, key and value are cast to the
+            autocast dtype.
+        key: (B, H, N, E), the dtype of ``query``.
+        value: (B, H, N, Ev), the dtype of ``query``.
+        scale: factor of the scores, 1/√E by default.
+        row_weight: (B, N) or (B, H, N), any floating dtype: w above, 1 by default. Differentiable.
+        rows: (B, K) int64: only these positions are computed, so that the work is K·N instead of N². They
+            are positions in [0, N); one named twice is computed twice and its gradients add up. Checked on
+            CPU only: checking on a GPU would stop the stream.
+        key_mask: (B, N) bool, True = may be attended to. A position that is itself masked has weight, output
+            and gradient 0, whatever its tensors hold.
+        return_weights: return p as well.
+        impl: ``"reference"``, ``"native"``, ``"triton"``, or None for the fastest that is available.
+
+    Returns:
+        out (B, H, N, Ev), or (B, H, K, Ev) with ``rows``, in the dtype of ``value``, contiguous. With
+        ``return_weights``, (out, p): p is (B, H, N) or (B, H, K), fp32 (fp64 for fp64 inputs), differentiable.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, dtype, shape, device or range.
+        RuntimeError: ``impl`` names an implementation that is not available.
+
+    Source: diagonal micro-attention of Nguyen et al., Micron-BERT, CVPR 2023, section 3.2; the closed form of
+    its gradient is derived in ``reference.py``.
+    """
+    _check.tensor("query", query, dims=(4,), layout="(B, H, N, E)", dtypes=_check.FLOATING)
+    _check.tensor("key", key, dims=(4,), layout="(B, H, N, E)", dtypes=_check.FLOATING)
+    _check.tensor("value", value, dims=(4,), layout="(B, H, N, Ev)", dtypes=_check.FLOATING)
+    batch, heads, length, width = query.shape
+    _check.shape("key", key, query.shape, "the shape of query")
+    _check.shape("value", value, (batch, heads, length, value.shape[-1]), "(B, H, N) as query")
+    for name, tensor in (("key", key), ("value", value)):
+        _check.same_device(name, tensor, "query", query)
+    if scale is None:
+        scale = 1.0 / math.sqrt(max(width, 1))
+    elif isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale):
+        raise ValueError(f"scale={scale!r}; it must be a finite number, or None for 1/√E")
+    if row_weight is not None:
+        _check.tensor(
+            "row_weight", row_weight, dims=(2, 3), layout="(B, N) or (B, H, N)", dtypes=_check.FLOATING
+        )
+        expected = (batch, length) if row_weight.dim() == 2 else (batch, heads, length)
+        _check.shape("row_weight", row_weight, expected, "one weight a position of query, also with rows")
+        _check.same_device("row_weight", row_weight, "query", query)
+    if rows is not None:
+        _check.tensor("rows", rows, dims=(2,), layout="(B, K)", dtypes=(torch.int64,))
+        _check.shape("rows", rows, (batch, rows.shape[1]), "one row of positions a batch entry of query")
+        _check.same_device("rows", rows, "query", query)
+    if key_mask is not None:
+        _check.tensor("key_mask", key_mask, dims=(2,), layout="(B, N)", dtypes=(torch.bool,))
+        _check.shape("key_mask", key_mask, (batch, length), "(B, N) of key")
+        _check.same_device("key_mask", key_mask, "query", query)
+
+    device_type = query.device.type
+    if torch.is_autocast_enabled(device_type) and query.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device_type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    _check.same_dtype("key", key, "query", query)
+    _check.same_dtype("value", value, "query", query)
+
+    chosen = choose("diagonal_attention", impl, ops.IMPLEMENTATIONS)
+    out, weights, _ = ops.diagonal_attention(
+        query, key, value, float(scale), row_weight, rows, key_mask, chosen
+    )
+    return (out, weights) if return_weights else out

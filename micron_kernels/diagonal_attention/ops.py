@@ -1,0 +1,97 @@
+"""Registration of diagonal attention with torch.library: one opaque operator forward, one backward."""
+
+from typing import Optional, Tuple
+
+import torch
+from torch import Tensor
+
+from .._implementation import accumulate_dtype, autocast_off
+from . import reference
+
+IMPLEMENTATIONS = {"reference": reference}
+
+
+def _check_rows(rows: Optional[Tensor], length: int) -> None:
+    """Positions are data, so they are checked where data is at hand, and not on a GPU: that would stop it."""
+    if rows is None or rows.device.type != "cpu" or rows.numel() == 0:
+        return
+    low, high = (int(x) for x in rows.aminmax())
+    if low < 0 or high >= length:
+        wrong = low if low < 0 else high
+        raise ValueError(f"rows holds {wrong}; positions must lie in [0, N) = [0, {length})")
+
+
+@torch.library.custom_op("micron_kernels::diagonal_attention", mutates_args=())
+def diagonal_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    row_weight: Optional[Tensor],
+    rows: Optional[Tensor],
+    key_mask: Optional[Tensor],
+    impl: str,
+) -> Tuple[Tensor, Tensor, Tensor]:
+    _check_rows(rows, query.shape[2])
+    with autocast_off(query):
+        return IMPLEMENTATIONS[impl].forward(query, key, value, scale, row_weight, rows, key_mask)
+
+
+@diagonal_attention.register_fake
+def _(query, key, value, scale, row_weight, rows, key_mask, impl):
+    batch, heads, length, _ = query.shape
+    computed = length if rows is None else rows.shape[1]
+    statistics = query.new_empty((batch, heads, computed), dtype=accumulate_dtype(query.dtype))
+    out = query.new_empty((batch, heads, computed, value.shape[-1]))
+    return out, statistics, torch.empty_like(statistics)
+
+
+@torch.library.custom_op("micron_kernels::diagonal_attention_backward", mutates_args=())
+def diagonal_attention_backward(
+    grad_out: Optional[Tensor],
+    grad_weights: Optional[Tensor],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    row_weight: Optional[Tensor],
+    rows: Optional[Tensor],
+    key_mask: Optional[Tensor],
+    logsumexp: Tensor,
+    impl: str,
+) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of query, key, value and row_weight (an empty tensor where there is no row_weight)."""
+    with autocast_off(query):
+        return IMPLEMENTATIONS[impl].backward(
+            grad_out, grad_weights, query, key, value, scale, row_weight, rows, key_mask, logsumexp
+        )
+
+
+@diagonal_attention_backward.register_fake
+def _(grad_out, grad_weights, query, key, value, scale, row_weight, rows, key_mask, logsumexp, impl):
+    return (
+        query.new_empty(query.shape),
+        key.new_empty(key.shape),
+        value.new_empty(value.shape),
+        query.new_empty((0,)) if row_weight is None else row_weight.new_empty(row_weight.shape),
+    )
+
+
+def _setup_context(ctx, inputs, output):
+    query, key, value, scale, row_weight, rows, key_mask, impl = inputs
+    ctx.save_for_backward(query, key, value, row_weight, rows, key_mask, output[2])
+    ctx.scale, ctx.impl = scale, impl
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx, grad_out, grad_weights, _grad_logsumexp):
+    query, key, value, row_weight, rows, key_mask, logsumexp = ctx.saved_tensors
+    if grad_out is None and grad_weights is None:
+        return (None,) * 8
+    d_query, d_key, d_value, d_weight = diagonal_attention_backward(
+        grad_out, grad_weights, query, key, value, ctx.scale, row_weight, rows, key_mask, logsumexp, ctx.impl
+    )
+    return d_query, d_key, d_value, None, None if row_weight is None else d_weight, None, None, None
+
+
+diagonal_attention.register_autograd(_backward, setup_context=_setup_context)

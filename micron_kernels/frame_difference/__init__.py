@@ -1,0 +1,1 @@
+"""The mean difference of two frames, patch by patch."""

@@ -1,0 +1,59 @@
+"""What is installed, what is active and why: ``python -m micron_kernels.info``."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+
+import torch
+
+from . import __version__
+from ._implementation import _WHAT_IT_NEEDS, NAMES, choose
+from .diagonal_attention import ops as diagonal_attention
+from .frame_difference import ops as frame_difference
+from .poi_topk import ops as poi_topk
+from .swap_patches import ops as swap_patches
+
+OPERATORS = {
+    "diagonal_attention": diagonal_attention,
+    "frame_difference": frame_difference,
+    "poi_topk": poi_topk,
+    "swap_patches": swap_patches,
+}
+
+
+def _installed(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def describe() -> str:
+    """The report as text, a fact a line."""
+    if torch.cuda.is_available():
+        gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    else:
+        gpus = ["none (torch.cuda.is_available() is False)"]
+    lines = [
+        f"micron_kernels  {__version__}",
+        f"python          {platform.python_version()} on {platform.system()} {platform.machine()}",
+        f"torch           {torch.__version__}, CUDA {torch.version.cuda or 'not in this build'}",
+        f"triton          {_installed('triton')}",
+        f"CPU             {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads",
+        *(f"GPU             {name}" for name in gpus),
+        "",
+        "operator              active      available",
+    ]
+    for name, ops in OPERATORS.items():
+        available = ", ".join(ops.IMPLEMENTATIONS)
+        lines.append(f"{name:<22}{choose(name, None, ops.IMPLEMENTATIONS):<12}{available}")
+    missing = [impl for impl in NAMES if not any(impl in ops.IMPLEMENTATIONS for ops in OPERATORS.values())]
+    if missing:
+        lines.append("")
+        lines += [f"{impl}: not available: it needs {_WHAT_IT_NEEDS[impl]}" for impl in missing]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(describe())

@@ -1,0 +1,1 @@
+"""Patch of Interest: keep the k tokens of each row with the highest scores."""

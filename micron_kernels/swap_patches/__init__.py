@@ -1,0 +1,1 @@
+"""Put patches of one frame into another, and normalise on the way."""

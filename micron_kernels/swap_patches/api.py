@@ -1,0 +1,129 @@
+"""Patch swapping: the public functions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .. import _check
+from .._implementation import Impl, choose
+from . import ops
+
+
+def swap_patches(
+    frame: Tensor,
+    other: Tensor,
+    swap: Tensor,
+    patch_size: int,
+    *,
+    mean: Tensor | Sequence[float] | None = None,
+    std: Tensor | Sequence[float] | None = None,
+    dtype: torch.dtype | None = None,
+    impl: Impl | None = None,
+) -> Tensor:
+    """Take each patch from ``other`` where ``swap`` is True and from ``frame`` elsewhere; normalise.
+
+    ::
+
+        x = other if swap else frame          uint8 counts as x/255
+        result = (x − mean) / std             per channel, then cast to dtype
+
+    Args:
+        frame: (B, C, H, W), uint8, fp16, bf16, fp32 or fp64, in any memory layout.
+        other: (B, C, H, W), the dtype of ``frame``.
+        swap: (B, N) bool with N = (H/P)·(W/P) patches row by row.
+        patch_size: P, the side of a patch in pixels; divides H and W.
+        mean: C numbers, constants, in units of [0, 1] for uint8; 0 by default.
+        std: C numbers, constants, none of them 0; 1 by default.
+        dtype: floating dtype of the result; by default that of ``frame``, fp32 for uint8.
+        impl: ``"reference"``, ``"native"``, ``"triton"``, or None for the fastest that is available.
+
+    Returns:
+        (B, C, H, W), contiguous. Differentiable in floating ``frame`` and ``other``.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, dtype, shape, device or value.
+        RuntimeError: ``impl`` names an implementation that is not available.
+    """
+    for name, image in (("frame", frame), ("other", other)):
+        _check.tensor(name, image, dims=(4,), layout="(B, C, H, W)", dtypes=_check.IMAGE)
+    _check.shape("other", other, frame.shape, "the shape of frame")
+    _check.same_dtype("other", other, "frame", frame)
+    _check.same_device("other", other, "frame", frame)
+    batch, channels, height, width = frame.shape
+    _check.patch_size(patch_size, height, width)
+    _check.tensor("swap", swap, dims=(2,), layout="(B, N)", dtypes=(torch.bool,))
+    patches = (height // patch_size) * (width // patch_size)
+    _check.shape("swap", swap, (batch, patches), f"one entry a patch of {patch_size}×{patch_size} pixels")
+    _check.same_device("swap", swap, "frame", frame)
+    if dtype is None:
+        dtype = frame.dtype if frame.is_floating_point() else torch.float32
+    if dtype not in _check.FLOATING:
+        raise TypeError(f"dtype={dtype}; it must be a floating dtype: the result is normalised")
+    mean = _check.per_channel("mean", mean, channels, frame)
+    if isinstance(std, (list, tuple)) and 0 in std:  # a tensor may be on a GPU, where looking would stop it
+        raise ValueError(f"std={std!r} holds 0, by which the result would be divided")
+    std = _check.per_channel("std", std, channels, frame)
+    chosen = choose("swap_patches", impl, ops.IMPLEMENTATIONS)
+    return ops.swap_patches(frame, other, swap, patch_size, mean, std, dtype, chosen)
+
+
+def blockwise_mask(
+    batch: int,
+    grid: tuple[int, int],
+    ratio: float,
+    generator: torch.Generator | None = None,
+    *,
+    min_area: int = 4,
+    aspect: tuple[float, float] = (0.3, 1 / 0.3),
+) -> Tensor:
+    """Draw swap masks that are unions of rectangles of patches.
+
+    Every rectangle starts from a patch that is not yet covered; the last one gives up its final patches, in
+    reading order, so that exactly round(ratio·N) are covered.
+
+    Args:
+        batch: B, how many masks to draw.
+        grid: (rows, columns) of patches.
+        ratio: share of the patches to cover, in [0, 1].
+        generator: source of randomness, on the CPU; the same state gives the same masks.
+        min_area: smallest area of a rectangle, in patches, where as many are left to cover.
+        aspect: range of height over width, drawn log-uniformly.
+
+    Returns:
+        (B, N) bool on the CPU, N = rows·columns.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or range.
+    """
+    _check.integer("batch", batch, 0)
+    rows, columns = grid
+    _check.integer("grid[0]", rows, 1)
+    _check.integer("grid[1]", columns, 1)
+    if not 0.0 <= ratio <= 1.0:
+        raise ValueError(f"ratio={ratio}; it must lie in [0, 1]")
+    length = rows * columns
+    target = round(ratio * length)
+    mask = torch.zeros(batch, length, dtype=torch.bool)
+    row, column = torch.arange(rows)[:, None], torch.arange(columns)
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator)
+
+    log_low, log_high = math.log(aspect[0]), math.log(aspect[1])
+    while batch and (remaining := target - mask.sum(1)).any():
+        area = min_area + uniform(batch) * (remaining - min_area).clamp(min=0)
+        shape_ratio = torch.exp(log_low + (log_high - log_low) * uniform(batch))
+        height = (area * shape_ratio).sqrt().round().clamp(1, rows)
+        width = (area / shape_ratio).sqrt().round().clamp(1, columns)
+        seed = uniform(batch, length).masked_fill_(mask, -1).argmax(1)  # one of the patches not yet covered
+        top = (seed // columns - (uniform(batch) * height).floor()).clamp(min=0).minimum(rows - height)
+        left = (seed % columns - (uniform(batch) * width).floor()).clamp(min=0).minimum(columns - width)
+        top, left, height, width = (x[:, None, None] for x in (top, left, height, width))
+        inside = (row >= top) & (row < top + height) & (column >= left) & (column < left + width)
+        new = inside.flatten(1) & ~mask
+        mask |= new & (new.cumsum(1) <= remaining[:, None])
+    return mask
