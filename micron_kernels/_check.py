@@ -22,14 +22,14 @@ def describe(shape: Sequence[int]) -> str:
 def tensor(
     name: str, value: object, *, dims: Sequence[int], layout: str, dtypes: Sequence[torch.dtype]
 ) -> None:
-    """``value`` is a tensor with one of ``dims`` dimensions, laid out as ``layout`` says, of one of ``dtypes``."""
+    """``value`` is a tensor with one of ``dims`` dimensions, laid out as ``layout``, of one of ``dtypes``."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} is a {type(value).__name__}; it must be a torch.Tensor {layout}")
     if value.dim() not in dims:
         raise ValueError(f"{name} has shape {describe(value.shape)}; it must be {layout}")
     if value.dtype not in dtypes:
         raise TypeError(
-            f"{name} has dtype {str(value.dtype).removeprefix('torch.')}; it must be one of {_names(dtypes)}: "
+            f"{name} has dtype {_names([value.dtype])}; it must be one of {_names(dtypes)}: "
             f"convert it with {name}.to(...)"
         )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -143,7 +145,7 @@ def _is_diagonal_attention(module: nn.Module) -> bool:
     )
 
 
-def _list_call_from(path: str, module: nn.Module) -> _ListCall:
+def _list_call_from(path: str, module: Any) -> _ListCall:
     for name, child in module.named_modules():
         if isinstance(child, nn.Dropout) and child.p > 0:
             raise ValueError(f"{path}.{name} drops out with p={child.p}; set it to 0 before replacing {path}")

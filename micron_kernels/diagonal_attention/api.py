@@ -52,7 +52,8 @@ def diagonal_attention(
 
     Returns:
         out (B, H, N, Ev), or (B, H, K, Ev) with ``rows``, in the dtype of ``value``, contiguous. With
-        ``return_weights``, (out, p): p is (B, H, N) or (B, H, K), fp32 (fp64 for fp64 inputs), differentiable.
+        ``return_weights``, (out, p): p is (B, H, N) or (B, H, K), fp32 (fp64 for fp64 inputs), and
+        differentiable.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape, device or range.
@@ -97,7 +98,7 @@ def diagonal_attention(
     _check.same_dtype("value", value, "query", query)
 
     chosen = choose("diagonal_attention", impl, ops.IMPLEMENTATIONS)
-    out, weights, _ = ops.diagonal_attention(
+    out, weights, *_ = ops.diagonal_attention(
         query, key, value, float(scale), row_weight, rows, key_mask, chosen
     )
     return (out, weights) if return_weights else out

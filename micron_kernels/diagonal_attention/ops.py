@@ -31,7 +31,8 @@ def diagonal_attention(
     rows: Optional[Tensor],
     key_mask: Optional[Tensor],
     impl: str,
-) -> Tuple[Tensor, Tensor, Tensor]:
+) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(out, p, row_max, row_sum): the last two are what the backward needs of each row."""
     _check_rows(rows, query.shape[2])
     with autocast_off(query):
         return IMPLEMENTATIONS[impl].forward(query, key, value, scale, row_weight, rows, key_mask)
@@ -43,7 +44,7 @@ def _(query, key, value, scale, row_weight, rows, key_mask, impl):
     computed = length if rows is None else rows.shape[1]
     statistics = query.new_empty((batch, heads, computed), dtype=accumulate_dtype(query.dtype))
     out = query.new_empty((batch, heads, computed, value.shape[-1]))
-    return out, statistics, torch.empty_like(statistics)
+    return out, statistics, torch.empty_like(statistics), torch.empty_like(statistics)
 
 
 @torch.library.custom_op("micron_kernels::diagonal_attention_backward", mutates_args=())
@@ -57,18 +58,19 @@ def diagonal_attention_backward(
     row_weight: Optional[Tensor],
     rows: Optional[Tensor],
     key_mask: Optional[Tensor],
-    logsumexp: Tensor,
+    row_max: Tensor,
+    row_sum: Tensor,
     impl: str,
 ) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, key, value and row_weight (an empty tensor where there is no row_weight)."""
     with autocast_off(query):
         return IMPLEMENTATIONS[impl].backward(
-            grad_out, grad_weights, query, key, value, scale, row_weight, rows, key_mask, logsumexp
+            grad_out, grad_weights, query, key, value, scale, row_weight, rows, key_mask, row_max, row_sum
         )
 
 
 @diagonal_attention_backward.register_fake
-def _(grad_out, grad_weights, query, key, value, scale, row_weight, rows, key_mask, logsumexp, impl):
+def _(grad_out, grad_weights, query, key, value, scale, row_weight, rows, key_mask, row_max, row_sum, impl):
     return (
         query.new_empty(query.shape),
         key.new_empty(key.shape),
@@ -79,17 +81,28 @@ def _(grad_out, grad_weights, query, key, value, scale, row_weight, rows, key_ma
 
 def _setup_context(ctx, inputs, output):
     query, key, value, scale, row_weight, rows, key_mask, impl = inputs
-    ctx.save_for_backward(query, key, value, row_weight, rows, key_mask, output[2])
+    ctx.save_for_backward(query, key, value, row_weight, rows, key_mask, *output[2:])
     ctx.scale, ctx.impl = scale, impl
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx, grad_out, grad_weights, _grad_logsumexp):
-    query, key, value, row_weight, rows, key_mask, logsumexp = ctx.saved_tensors
+def _backward(ctx, grad_out, grad_weights, _grad_row_max, _grad_row_sum):
+    query, key, value, row_weight, rows, key_mask, row_max, row_sum = ctx.saved_tensors
     if grad_out is None and grad_weights is None:
         return (None,) * 8
     d_query, d_key, d_value, d_weight = diagonal_attention_backward(
-        grad_out, grad_weights, query, key, value, ctx.scale, row_weight, rows, key_mask, logsumexp, ctx.impl
+        grad_out,
+        grad_weights,
+        query,
+        key,
+        value,
+        ctx.scale,
+        row_weight,
+        rows,
+        key_mask,
+        row_max,
+        row_sum,
+        ctx.impl,
     )
     return d_query, d_key, d_value, None, None if row_weight is None else d_weight, None, None, None
 

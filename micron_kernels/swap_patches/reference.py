@@ -12,8 +12,9 @@ from torch import Tensor
 from .._implementation import accumulate_dtype
 
 
-def _per_pixel(swap: Tensor, height: int, width: int, patch_size: int) -> Tensor:
+def _per_pixel(swap: Tensor, frame_shape: torch.Size, patch_size: int) -> Tensor:
     """swap (B, N) as (B, 1, H, W)."""
+    height, width = frame_shape[2:]
     grid = swap.reshape(-1, 1, height // patch_size, width // patch_size)
     return grid.repeat_interleave(patch_size, 2).repeat_interleave(patch_size, 3)
 
@@ -29,7 +30,7 @@ def forward(
 ) -> Tensor:
     """(B, C, H, W), contiguous."""
     compute = accumulate_dtype(frame.dtype)
-    result = torch.where(_per_pixel(swap, *frame.shape[2:], patch_size), other, frame).to(compute)
+    result = torch.where(_per_pixel(swap, frame.shape, patch_size), other, frame).to(compute)
     if frame.dtype == torch.uint8:
         result = result / 255
     if mean is not None:
@@ -47,5 +48,5 @@ def backward(
     if std is not None:
         grad = grad / std.to(grad.dtype)[:, None, None]
     grad = grad.to(dtype, memory_format=torch.contiguous_format)
-    swapped = _per_pixel(swap, *grad.shape[2:], patch_size)
+    swapped = _per_pixel(swap, grad.shape, patch_size)
     return grad.masked_fill(swapped, 0), grad.masked_fill(~swapped, 0)

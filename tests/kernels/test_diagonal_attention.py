@@ -1,0 +1,366 @@
+import harness
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from micron_kernels import diagonal_attention
+from micron_kernels.diagonal_attention import ops, reference
+from micron_kernels.testing import eager_diagonal_attention, guarded_memory, poisoned_memory
+
+WRT = ("query", "key", "value", "row_weight")
+target = pytest.mark.parametrize("target", harness.targets(ops))
+
+
+def both(**inputs):
+    return diagonal_attention(**inputs, return_weights=True)
+
+
+def make(
+    shape=(2, 3, 13, 8),
+    value_width=6,
+    dtype=torch.float32,
+    device="cpu",
+    *,
+    rows=None,
+    masked=False,
+    weight_dims=2,
+    size=1.0,
+    layout="contiguous",
+):
+    """Inputs of ``diagonal_attention``: ``rows`` is how many, ``masked`` hides about a third of the keys."""
+    batch, heads, length, _ = shape
+    query = torch.randn(shape, device=device) * size
+    inputs = {
+        "query": query,
+        "key": query * 0.5 + torch.randn(shape, device=device) * size,  # as two frames of one face would be
+        "value": torch.randn(batch, heads, length, value_width, device=device),
+        "row_weight": torch.rand((batch, length) if weight_dims == 2 else shape[:3], device=device),
+    }
+    inputs = {name: harness.in_layout(x.to(dtype), layout) for name, x in inputs.items()}
+    if rows is not None:
+        inputs["rows"] = torch.randint(length, (batch, rows), device=device)
+    if masked:
+        inputs["key_mask"] = torch.rand(batch, length, device=device) > 0.3
+    return inputs
+
+
+@target
+@pytest.mark.parametrize("dtype", harness.DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"rows": 5}, {"masked": True}, {"rows": 5, "masked": True, "weight_dims": 3}],
+    ids=["all", "rows", "masked", "rows-masked"],
+)
+def test_stays_within_the_rounding_budget(target, dtype, options):
+    impl, device = target
+    harness.check(
+        both,
+        eager_diagonal_attention,
+        lambda: make((2, 3, 65, 24), 17, dtype, device, **options),
+        WRT,
+        impl,
+    )
+
+
+@target
+@pytest.mark.parametrize("length", [1, 2, 13, 31, 32, 33, 127, 128, 129])
+@pytest.mark.parametrize(
+    ("width", "dtype"),
+    [(1, torch.float16), (3, torch.float32), (7, torch.float32), (64, torch.float32)],
+    ids=str,
+)
+def test_every_length_and_width(target, length, width, dtype):
+    impl, device = target
+    harness.check(
+        both,
+        eager_diagonal_attention,
+        lambda: make((1, 2, length, width), width + 1, dtype, device),
+        WRT,
+        impl,
+    )
+
+
+@target
+@pytest.mark.parametrize("layout", harness.LAYOUTS)
+def test_every_memory_layout(target, layout):
+    impl, device = target
+    harness.check(
+        both,
+        eager_diagonal_attention,
+        lambda: make((3, 2, 33, 16), device=device, layout=layout),
+        WRT,
+        impl,
+        gradient_layout=layout,
+    )
+
+
+@target
+def test_offsets_beyond_31_bits(target):
+    impl, device = target
+
+    def far_apart():
+        inputs = make((2, 1, 8, 4), dtype=torch.float16, device=device)
+        return inputs | {"key": harness.in_layout(inputs["key"], "far")}
+
+    harness.check(both, eager_diagonal_attention, far_apart, WRT, impl)
+
+
+@target
+@pytest.mark.parametrize("dtype", harness.DTYPES, ids=str)
+def test_large_logits_give_no_nan(target, dtype):
+    impl, device = target
+    inputs = make((1, 1, 40, 16), dtype=dtype, device=device, size=10.0)
+    inputs["scale"] = 25.0  # logits of several thousand: exp of any of them overflows fp32
+    gradients = [torch.ones(1, 1, 40, 6, device=device), torch.ones(1, 1, 40, device=device)]
+    results = harness.run(lambda **x: both(**x, impl=impl), inputs, WRT, gradients)
+    assert all(x.isfinite().all() for x in results.values())
+
+
+@target
+def test_masked_positions_are_zero_whatever_they_hold(target):
+    impl, device = target
+    inputs = make((2, 2, 9, 4), device=device)
+    mask = torch.ones(2, 9, dtype=torch.bool, device=device)
+    mask[0, 3:5] = False
+    mask[1] = False  # a batch entry with every key masked
+    clean = harness.run(
+        lambda **x: both(**x, key_mask=mask, impl=impl),
+        inputs,
+        WRT,
+        [torch.ones(2, 2, 9, 6, device=device), torch.ones(2, 2, 9, device=device)],
+    )
+    for name in ("query", "key", "value"):
+        inputs[name] = inputs[name].masked_fill(~mask[:, None, :, None], torch.nan)
+    dirty = harness.run(
+        lambda **x: both(**x, key_mask=mask, impl=impl),
+        inputs,
+        WRT,
+        [torch.ones(2, 2, 9, 6, device=device), torch.ones(2, 2, 9, device=device)],
+    )
+    for name, result in dirty.items():
+        assert torch.equal(result, clean[name]), name
+    hidden = ~mask[:, None, :].expand(2, 2, 9)
+    for name in ("output 0", "output 1", "gradient of query", "gradient of key", "gradient of value"):
+        assert (dirty[name][hidden] == 0).all(), name
+    assert (dirty["gradient of row_weight"][~mask] == 0).all()
+
+
+@target
+def test_rows_equal_those_positions_of_the_whole(target):
+    impl, device = target
+    inputs = make(device=device)
+    rows = torch.tensor([[12, 0, 5], [1, 1, 7]], device=device)
+    out, weights = both(**inputs, rows=rows, impl=impl)
+    all_out, all_weights = both(**inputs, impl=impl)
+    for b in range(2):
+        torch.testing.assert_close(out[b], all_out[b][:, rows[b]])
+        torch.testing.assert_close(weights[b], all_weights[b][:, rows[b]])
+
+
+@target
+def test_a_row_named_twice_counts_twice(target):
+    impl, device = target
+    inputs = make((1, 1, 6, 4), device=device)
+    gradient = torch.ones(1, 1, 1, 6, device=device)
+
+    def gradients(rows):
+        leaf = inputs["query"].detach().requires_grad_()
+        out = diagonal_attention(leaf, inputs["key"], inputs["value"], rows=rows, impl=impl)
+        return torch.autograd.grad(out, leaf, gradient.expand_as(out))[0]
+
+    once = gradients(torch.tensor([[2]], device=device))
+    twice = gradients(torch.tensor([[2, 2]], device=device))
+    torch.testing.assert_close(twice, 2 * once)
+
+
+@target
+def test_empty_batch_and_no_rows(target):
+    impl, device = target
+    for shape, rows in (((0, 2, 5, 4), None), ((2, 2, 5, 4), 0)):
+        harness.check(
+            both,
+            eager_diagonal_attention,
+            lambda shape=shape, rows=rows: make(shape, device=device, rows=rows),
+            WRT,
+            impl,
+        )
+
+
+@target
+def test_weights_alone_can_be_differentiated(target):
+    impl, device = target
+    inputs = make(device=device, dtype=torch.float64)
+    leaf = inputs["key"].requires_grad_()
+    _, weights = both(**inputs, impl=impl if impl == "reference" else None)
+    _, expected = eager_diagonal_attention(**inputs)
+    (gradient,) = torch.autograd.grad(weights.square().sum(), leaf)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected.square().sum(), leaf)[0])
+
+
+@target
+def test_same_bits_run_after_run(target):
+    impl, device = target
+    harness.check_repeats(lambda **x: both(**x, impl=impl), make((2, 2, 130, 16), device=device), WRT)
+
+
+@target
+def test_poisoned_memory_changes_nothing(target):
+    impl, device = target
+    with poisoned_memory():
+        harness.check(
+            both, eager_diagonal_attention, lambda: make(device=device, rows=4, masked=True), WRT, impl
+        )
+
+
+@target
+def test_nothing_is_written_outside_the_outputs(target):
+    impl, device = target
+    inputs = make(device=device, masked=True) | {"rows": None, "scale": 0.3}
+    implementation = ops.IMPLEMENTATIONS[impl]
+    with guarded_memory() as guard, torch.no_grad():
+        out, weights, row_max, row_sum = implementation.forward(**inputs)
+        implementation.backward(out, weights, **inputs, row_max=row_max, row_sum=row_sum)
+    assert guard.buffers, "the guard saw no allocation"
+
+
+def test_no_matrix_of_scores_is_stored(monkeypatch):
+    monkeypatch.setattr(reference, "BLOCK_ELEMENTS", 4 * 300)
+    largest = 0
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal largest
+            result = func(*args, **(kwargs or {}))
+            for x in result if isinstance(result, (tuple, list)) else (result,):
+                largest = max(largest, x.numel() if isinstance(x, torch.Tensor) else 0)
+            return result
+
+    inputs = make((1, 1, 300, 4), 4) | {"rows": None, "key_mask": None, "scale": 0.5}
+    whole = reference.forward(**inputs)
+    with Watch():
+        out, weights, row_max, row_sum = reference.forward(**inputs)
+        reference.backward(out, weights, **inputs, row_max=row_max, row_sum=row_sum)
+    assert largest <= 4 * 300
+    assert torch.equal(out, whole[0])
+
+
+def test_blocks_of_rows_do_not_change_the_result(monkeypatch):
+    inputs = make((2, 2, 37, 8), dtype=torch.float64, masked=True)
+    gradients = [torch.ones(2, 2, 37, 6), torch.ones(2, 2, 37)]
+    whole = harness.run(both, inputs, WRT, gradients)
+    monkeypatch.setattr(reference, "BLOCK_ELEMENTS", 5 * 4 * 37)
+    for name, result in harness.run(both, inputs, WRT, gradients).items():
+        torch.testing.assert_close(result, whole[name], rtol=1e-12, atol=1e-14)
+
+
+def test_reference_equals_the_plain_formula_in_fp64():
+    for options in ({}, {"rows": 5}, {"masked": True, "weight_dims": 3}):
+        inputs = make((2, 3, 21, 8), dtype=torch.float64, **options)
+        gradients = [torch.randn(x.shape).double() for x in both(**inputs)]
+        expected = harness.run(eager_diagonal_attention, inputs, WRT, gradients)
+        for name, result in harness.run(both, inputs, WRT, gradients).items():
+            torch.testing.assert_close(result, expected[name], rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("options", [{}, {"rows": 3}, {"masked": True, "weight_dims": 3}], ids=str)
+def test_gradcheck(options):
+    inputs = make((2, 2, 5, 3), 2, torch.float64, **options)
+    leaves = [inputs.pop(name).requires_grad_() for name in WRT]
+    assert torch.autograd.gradcheck(
+        lambda q, k, v, w: both(query=q, key=k, value=v, row_weight=w, **inputs), leaves
+    )
+
+
+@target
+@pytest.mark.parametrize("options", [{}, {"rows": 3, "masked": True}], ids=["all", "rows-masked"])
+def test_opcheck(target, options):
+    impl, device = target
+    inputs = make((2, 2, 5, 3), device=device, **options)
+    tensors = [inputs[name].requires_grad_() for name in ("query", "key", "value")]
+    torch.library.opcheck(
+        ops.diagonal_attention,
+        (
+            *tensors,
+            0.5,
+            inputs["row_weight"].requires_grad_(),
+            inputs.get("rows"),
+            inputs.get("key_mask"),
+            impl,
+        ),
+    )
+
+
+@target
+@pytest.mark.parametrize(("backend", "dynamic"), [("inductor", False), ("aot_eager", True)])
+def test_compiles_as_one_graph(target, backend, dynamic):
+    impl, device = target
+    inputs = make(device=device, rows=4, masked=True)
+    harness.check_compiles(lambda **x: both(**x, impl=impl), inputs, WRT, backend, dynamic)
+
+
+@target
+def test_exports(target):
+    impl, device = target
+    harness.check_exports(lambda **x: both(**x, impl=impl), make(device=device))
+
+
+@target
+def test_autocast_casts_the_tensors_and_keeps_statistics_in_fp32(target):
+    impl, device = target
+    inputs = make(device=device)
+    with torch.autocast(device, dtype=torch.bfloat16):
+        out, weights = both(**inputs, impl=impl)
+    cast = {name: x.bfloat16() if name in WRT[:3] else x for name, x in inputs.items()}
+    expected, expected_weights = both(**cast, impl=impl)
+    assert out.dtype == torch.bfloat16
+    assert weights.dtype == torch.float32
+    assert torch.equal(out, expected)
+    assert torch.equal(weights, expected_weights)
+
+
+@settings(max_examples=40)
+@given(data=st.data())
+def test_any_shape_dtype_and_layout(data):
+    draw = data.draw
+    impl = draw(st.sampled_from(list(ops.IMPLEMENTATIONS)))
+    shape = (
+        draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(st.integers(1, 40)), draw(st.integers(3, 20)),
+    )  # fmt: skip
+    value_width = draw(st.integers(1, 20))
+    dtype = draw(st.sampled_from((torch.float32, *harness.HALVES)))
+    options = {
+        "rows": draw(st.none() | st.integers(1, 9)),
+        "masked": draw(st.booleans()),
+        "weight_dims": draw(st.sampled_from((2, 3))),
+        "size": draw(st.sampled_from((0.1, 1.0, 4.0))),
+        "layout": draw(st.sampled_from(harness.LAYOUTS)),
+    }
+    torch.manual_seed(draw(st.integers(0, 2**32 - 1)))
+    harness.check(
+        both, eager_diagonal_attention, lambda: make(shape, value_width, dtype, **options), WRT, impl
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"query": 3}, TypeError, "query is a int"),
+        ({"query": torch.zeros(2, 3, 13)}, ValueError, r"query has shape \(2, 3, 13\)"),
+        ({"query": torch.zeros(2, 3, 13, 8, dtype=torch.int32)}, TypeError, "query has dtype int32"),
+        ({"key": torch.zeros(2, 3, 12, 8)}, ValueError, r"key has shape \(2, 3, 12, 8\); it must be"),
+        ({"key": torch.zeros(2, 3, 13, 8).half()}, TypeError, "key has dtype torch.float16 but query"),
+        ({"value": torch.zeros(2, 2, 13, 8)}, ValueError, "value has shape"),
+        ({"scale": float("nan")}, ValueError, "scale=nan"),
+        ({"row_weight": torch.zeros(2, 12)}, ValueError, r"row_weight has shape \(2, 12\)"),
+        ({"rows": torch.zeros(2, 4)}, TypeError, "rows has dtype float32; it must be one of int64"),
+        ({"rows": torch.tensor([[0], [13]])}, ValueError, r"rows holds 13; positions must lie in \[0, N\)"),
+        ({"rows": torch.tensor([[-1], [0]])}, ValueError, "rows holds -1"),
+        ({"key_mask": torch.zeros(2, 13)}, TypeError, "key_mask has dtype float32"),
+        ({"key_mask": torch.zeros(1, 13, dtype=torch.bool)}, ValueError, "key_mask has shape"),
+        ({"impl": "fast"}, ValueError, "impl='fast' is not one of"),
+    ],
+)
+def test_bad_arguments_are_named(change, error, message):
+    with pytest.raises(error, match=message):
+        diagonal_attention(**(make() | change))
