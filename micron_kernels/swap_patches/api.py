@@ -57,7 +57,7 @@ def swap_patches(
     _check.patch_size(patch_size, height, width)
     _check.tensor("swap", swap, dims=(2,), layout="(B, N)", dtypes=(torch.bool,))
     patches = (height // patch_size) * (width // patch_size)
-    _check.shape("swap", swap, (batch, patches), f"one entry a patch of {patch_size}×{patch_size} pixels")
+    _check.shape("swap", swap, (batch, patches), "one entry a patch of patch_size × patch_size pixels")
     _check.same_device("swap", swap, "frame", frame)
     if dtype is None:
         dtype = frame.dtype if frame.is_floating_point() else torch.float32
