@@ -1,0 +1,142 @@
+"""Settings of a μ-BERT."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass
+class MicronBERTConfig:
+    """Everything that fixes a :class:`micron_model.MicronBERT`; the defaults are the preset ``base``.
+
+    Sources: P, the paper (Nguyen et al., CVPR 2023); C, the authors' inference code; ours, chosen by us.
+    """
+
+    image_size: int = 224
+    """Side of a frame in pixels (P). Other sizes that patches divide can be given at call time."""
+    patch_size: int = 8
+    """Side of a patch in pixels (P)."""
+    width: int = 512
+    """Width of the encoder's tokens (C)."""
+    depth: int = 4
+    """Blocks of the encoder (C)."""
+    num_heads: int = 4
+    """Attention heads of the encoder (C)."""
+    mlp_ratio: float = 4.0
+    """Hidden width of a block's MLP over its width (C)."""
+    decoder_width: int = 512
+    """Width of the decoder's tokens (C)."""
+    decoder_depth: int = 4
+    """Blocks of the decoder (C)."""
+    decoder_num_heads: int = 4
+    """Attention heads of the decoder (C)."""
+    layer_norm_eps: float = 1e-6
+    """ε of every LayerNorm (C)."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Mean of a channel of a frame in [0, 1], subtracted (C)."""
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """Standard deviation of a channel of a frame in [0, 1], divided by (C)."""
+
+    roles: Literal["paper", "code"] = "paper"
+    """Who asks whom in micro-attention: "paper": query = later frame, key = value = swapped frame; "code": query
+    = value = swapped frame, key = later frame."""
+    diag_att: bool = True
+    """Keep only the diagonal of micro-attention (P). False is the full cross-attention of the released
+    checkpoint (C)."""
+    tied_start: bool = False
+    """Start ``to_k`` as a copy of ``to_q``, so that equal patches match from the first step (ours)."""
+    poi: Literal["soft", "hard", "off"] = "soft"
+    """Patch of Interest: weight the diagonal by scores · N ("soft"), or compute micro-attention for the highest
+    scores only ("hard"); the paper leaves the form open (ours)."""
+    poi_ratio: float = 0.5
+    """Share of the patches that a hard Patch of Interest keeps, rounded up (ours)."""
+    swap_ratio: float = 0.5
+    """Share of the patches of frame t that are replaced by those of frame t+δ in pre-training (C: a user calls
+    0.5 the default)."""
+
+    normalized_target: bool = False
+    """Reconstruct patches normalised to mean 0 and variance 1 each (C: an option)."""
+    reconstruction_weight: Literal["uniform", "motion"] = "uniform"
+    """Weight of a patch in the reconstruction loss: 1 (P, C), or its share of the frame difference (ours)."""
+    aggregation: Literal["mse", "dino", "off"] = "mse"
+    """L_agg: "mse", the contextual tokens of a crop and of the whole (P); "dino", self-distillation (C)."""
+    gamma: float = 1.0
+    """γ, weight of the reconstruction loss (C)."""
+    beta: float = 1.0
+    """β, weight of the aggregation loss (C)."""
+    crop_scale: tuple[float, float] = (0.4, 1.0)
+    """Range of the area of the crop of L_agg, and of the global crops of "dino", as a share of the frame
+    (ours, as in DINO)."""
+    local_crop_scale: tuple[float, float] = (0.05, 0.4)
+    """Range of the area of the local crops of "dino" (ours, as in DINO)."""
+    local_crops: int = 8
+    """Local crops of "dino", beside 2 global ones (C)."""
+    dino_hidden: int = 2048
+    """Hidden width of the three-layer DINO head (C)."""
+    dino_bottleneck: int = 256
+    """Width of the DINO head before its last layer (C)."""
+    dino_out: int = 128
+    """Output width of the DINO head (C)."""
+    student_temperature: float = 0.1
+    """Temperature of the student's softmax (C)."""
+    teacher_temperature: float = 0.04
+    """Temperature of the teacher's softmax (C)."""
+    center_momentum: float = 0.9
+    """Momentum of the centre of the teacher's outputs (C)."""
+    teacher_momentum: float = 0.996
+    """Momentum of the teacher's weights at the first step; a cosine takes it to 1 at the last (ours, as in
+    DINO)."""
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "std", "crop_scale", "local_crop_scale"):  # JSON knows lists only
+            setattr(self, name, tuple(getattr(self, name)))
+        if self.patch_size < 1 or self.image_size % self.patch_size:
+            raise ValueError(f"patch_size={self.patch_size} does not divide image_size={self.image_size}")
+        for width, heads in (("width", "num_heads"), ("decoder_width", "decoder_num_heads")):
+            w, h = getattr(self, width), getattr(self, heads)
+            if h < 1 or w % h:
+                raise ValueError(f"{heads}={h} does not divide {width}={w}")
+            if w % 4:
+                raise ValueError(f"{width}={w}; 2-D sine-cosine positions need a multiple of 4")
+        choices = {
+            "roles": ("paper", "code"),
+            "poi": ("soft", "hard", "off"),
+            "reconstruction_weight": ("uniform", "motion"),
+            "aggregation": ("mse", "dino", "off"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} is not one of {', '.join(map(repr, allowed))}"
+                )
+        if not 0 <= self.swap_ratio <= 1:
+            raise ValueError(f"swap_ratio={self.swap_ratio}; it must lie in [0, 1]")
+        if not 0 < self.poi_ratio <= 1:
+            raise ValueError(f"poi_ratio={self.poi_ratio}; it must lie in (0, 1]")
+
+    @property
+    def grid(self) -> int:
+        """Patches along a side of a frame."""
+        return self.image_size // self.patch_size
+
+
+def preset(name: Literal["tiny", "base"], **overrides) -> MicronBERTConfig:
+    """The settings called ``name``, with ``overrides``.
+
+    ``base`` is the published size: 224×224, patches of 8, 512 wide, 4 + 4 blocks, 27.6 M parameters. ``tiny`` is
+    for a CPU: 64×64, patches of 8, 128 wide, 4 + 4 blocks.
+    """
+    presets = {
+        "base": {},
+        "tiny": {
+            "image_size": 64,
+            "width": 128,
+            "decoder_width": 128,
+            "dino_hidden": 256,
+            "dino_bottleneck": 64,
+        },
+    }
+    if name not in presets:
+        raise ValueError(f"preset {name!r} is not one of {', '.join(presets)}")
+    return MicronBERTConfig(**(presets[name] | overrides))

@@ -1,0 +1,87 @@
+"""Pairs of near frames of one clip, for pre-training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from .frames import Clip, FrameError, Problem
+
+
+class FramePairs(Dataset):
+    """Frames (t, t+δ) of one clip, drawn at random but fixed by (seed, index).
+
+    Sample i is the same whoever asks for it, in whatever order, on whatever worker: a run that resumes at step
+    s sees what a run that never stopped would have seen.
+
+    Args:
+        clips: where frames come from; every clip is drawn equally often.
+        size: side of the frames in pixels.
+        seed: of all draws.
+        delta: range of δ, both ends included, in frames at ``delta_fps``; scaled to each clip's rate.
+        delta_fps: frame rate that ``delta`` is meant at (30: that of CAS(ME)^3, on which μ-BERT was trained).
+        flip: mirror half of the pairs left to right.
+    """
+
+    def __init__(
+        self,
+        clips: Sequence[Clip],
+        size: int,
+        seed: int = 0,
+        *,
+        delta: tuple[float, float] = (5, 11),
+        delta_fps: float = 30.0,
+        flip: bool = True,
+    ):
+        if not clips:
+            raise ValueError("clips is empty; there is nothing to draw pairs from")
+        if not 0 < delta[0] <= delta[1]:
+            raise ValueError(f"delta={delta}; it must be a range of positive numbers of frames, low to high")
+        self.clips, self.size, self.seed = clips, size, seed
+        self.delta, self.delta_fps, self.flip = delta, delta_fps, flip
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def _draw(self, index: int, attempt: int) -> tuple[Clip, int, int, bool]:
+        rng = np.random.default_rng((self.seed, index, attempt))
+        clip = self.clips[rng.integers(len(self.clips))]
+        low, high = (max(1, round(d * clip.fps / self.delta_fps)) for d in self.delta)
+        longest = len(clip) - 1  # a clip that is too short for δ gives its widest pair
+        delta = int(rng.integers(min(low, longest), min(high, longest) + 1))
+        t = int(rng.integers(len(clip) - delta))
+        return clip, t, delta, self.flip and bool(rng.integers(2))
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """``frames`` and ``later`` uint8 (3, size, size); ``source`` names them; ``problems`` met on the way.
+
+        A pair that cannot be read is replaced by the next draw. Raises FrameError after 16 of them in a row.
+        """
+        problems = []
+        for attempt in range(16):
+            clip, t, delta, flipped = self._draw(index, attempt)
+            try:
+                pair = clip.read([t, t + delta], self.size)
+            except FrameError as error:
+                problems.append(Problem(clip.name, str(error)))
+                continue
+            if flipped:
+                pair = pair[..., ::-1].copy()
+            frames, later = torch.from_numpy(pair)
+            source = f"{clip.name} frames {t} and {t + delta}"
+            return {"frames": frames, "later": later, "source": source, "problems": problems}
+        raise FrameError(f"16 pairs in a row could not be read; the last: {problems[-1].reason}")
+
+
+def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Samples of :class:`FramePairs` as a batch: tensors stacked, sources and problems listed."""
+    return {
+        "frames": torch.stack([s["frames"] for s in samples]),
+        "later": torch.stack([s["later"] for s in samples]),
+        "sources": [s["source"] for s in samples],
+        "problems": [p for s in samples for p in s["problems"]],
+    }

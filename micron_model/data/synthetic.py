@@ -1,0 +1,224 @@
+"""Clips of known truth: real photographs, warped as a micro-expression would.
+
+Two photographs that anyone may use (scikit-image's ``astronaut``, NASA, public domain; matplotlib's sample of
+Grace Hopper, an official US Navy portrait) are cut to the face. An identity is a photograph under an affine map,
+a change of colour and a mild blur; a clip moves some of the face's regions by a smooth local displacement along
+an onset–apex–offset course, and adds sensor noise to every frame.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import cv2
+import matplotlib.cbook
+import numpy as np
+import skimage.data
+import skimage.feature
+
+FPS = 60.0
+LENGTH = 44
+#: Displacement at the apex in pixels of a 64×64 frame.
+AMPLITUDE = (0.6, 2.0)
+NOISE = 2.5
+"""Standard deviation of the sensor noise in grey levels of 255."""
+
+#: Regions of the face, (x, y) in the square of the detected face: 0 left or top, 1 right or bottom.
+PLACES = {
+    "brow left": (0.29, 0.21),
+    "brow right": (0.73, 0.22),
+    "lid left": (0.29, 0.32),
+    "lid right": (0.73, 0.33),
+    "nose wing left": (0.41, 0.61),
+    "nose wing right": (0.62, 0.61),
+    "lip corner left": (0.32, 0.77),
+    "lip corner right": (0.69, 0.77),
+}
+
+
+class Movement(NamedTuple):
+    """How a region moves: direction (x, y), y downwards, and share of the clip's amplitude."""
+
+    place: str
+    x: float
+    y: float
+
+
+#: What moves in each class, after the action units that define it.
+CLASSES: dict[str, tuple[Movement, ...]] = {
+    "happiness": (  # lip corners pulled up and out (AU12), lids tightened (AU6)
+        Movement("lip corner left", -0.6, -0.8),
+        Movement("lip corner right", 0.6, -0.8),
+        Movement("lid left", 0.0, 0.4),
+        Movement("lid right", 0.0, 0.4),
+    ),
+    "surprise": (  # brows (AU1+2) and upper lids (AU5) raised
+        Movement("brow left", 0.0, -1.0),
+        Movement("brow right", 0.0, -1.0),
+        Movement("lid left", 0.0, -0.5),
+        Movement("lid right", 0.0, -0.5),
+    ),
+    "disgust": (  # nose wings raised (AU9), brows lowered and drawn together (AU4)
+        Movement("nose wing left", -0.3, -0.9),
+        Movement("nose wing right", 0.3, -0.9),
+        Movement("brow left", 0.4, 0.7),
+        Movement("brow right", -0.4, 0.7),
+    ),
+}
+_SPREAD = 0.09  # standard deviation of a displacement, in sides of the face
+_SOURCE = 256  # side of the cut photographs in pixels
+_FACE = 0.72  # side of the detected face over the side of the cut
+
+
+@functools.cache
+def _photographs() -> tuple[np.ndarray, ...]:
+    """The faces of the photographs, RGB float32 (256, 256, 3) in [0, 255], the detected face at the centre."""
+    hopper = cv2.imread(str(matplotlib.cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)))
+    detector = skimage.feature.Cascade(skimage.data.lbp_frontal_face_cascade_filename())
+    cuts = []
+    for image in (skimage.data.astronaut(), hopper[:, :, ::-1]):
+        found = detector.detect_multi_scale(
+            image, scale_factor=1.2, step_ratio=1, min_size=(60, 60), max_size=(300, 300)
+        )
+        face = max(found, key=lambda f: f["width"])
+        centre = (face["c"] + face["width"] / 2, face["r"] + face["height"] / 2)
+        side = face["width"] / _FACE
+        scale = _SOURCE / side
+        to_cut = np.array(
+            [[scale, 0, _SOURCE / 2 - scale * centre[0]], [0, scale, _SOURCE / 2 - scale * centre[1]]]
+        )
+        cut = cv2.warpAffine(
+            np.ascontiguousarray(image), to_cut, (_SOURCE, _SOURCE), flags=cv2.INTER_CUBIC,
+            borderMode=cv2.BORDER_REPLICATE,
+        )  # fmt: skip
+        cuts.append(cut.astype(np.float32))
+    return tuple(cuts)
+
+
+@dataclass(frozen=True)
+class SyntheticClip:
+    """One micro-expression of one identity; everything about it follows from its fields.
+
+    Attributes:
+        subject: number of the identity.
+        label: class, a key of ``CLASSES``.
+        seed: of the set that the clip belongs to.
+    """
+
+    subject: int
+    label: str
+    seed: int = 0
+    fps: float = FPS
+
+    @property
+    def name(self) -> str:
+        return f"synthetic/{self.subject:04d}/{self.label}"
+
+    def __len__(self) -> int:
+        return LENGTH
+
+    def _rng(self, *purpose: int) -> np.random.Generator:
+        return np.random.default_rng((self.seed, self.subject, list(CLASSES).index(self.label), *purpose))
+
+    @property
+    def onset(self) -> int:
+        """Number of the last frame before the movement."""
+        return int(self._rng(0).integers(3, 9))
+
+    @property
+    def apex(self) -> int:
+        """Number of the frame of the widest movement, 0.13 to 0.23 s after the onset."""
+        return self.onset + int(self._rng(1).integers(8, 15))
+
+    @property
+    def offset(self) -> int:
+        """Number of the first frame at rest again, 0.17 to 0.33 s after the apex."""
+        return self.apex + int(self._rng(2).integers(10, 21))
+
+    @property
+    def amplitude(self) -> float:
+        """Displacement at the apex, in pixels of a 64×64 frame."""
+        return float(self._rng(3).uniform(*AMPLITUDE))
+
+    def course(self, frame: int) -> float:
+        """Share of the amplitude that is reached at ``frame``: raised cosines up to the apex and down."""
+        if frame <= self.apex:
+            phase = np.clip((frame - self.onset) / (self.apex - self.onset), 0, 1)
+        else:
+            phase = np.clip((self.offset - frame) / (self.offset - self.apex), 0, 1)
+        return float((1 - np.cos(np.pi * phase)) / 2)
+
+    def _identity_map(self, size: int) -> np.ndarray:
+        """Affine map (2, 3) from the cut photograph to a frame of ``size``; the same for all of a subject."""
+        rng = np.random.default_rng((self.seed, self.subject))
+        angle, shear = rng.normal(0, 0.08), rng.normal(0, 0.03)
+        zoom = size / _SOURCE * rng.uniform(0.95, 1.15)
+        mirror = -1.0 if rng.integers(2) else 1.0
+        linear = zoom * np.array(
+            [[mirror * np.cos(angle), -np.sin(angle) + shear], [mirror * np.sin(angle), np.cos(angle)]]
+        )
+        shift = size / 2 + rng.normal(0, 0.02 * size, 2) - linear @ np.full(2, _SOURCE / 2)
+        return np.column_stack([linear, shift])
+
+    def _neutral(self, size: int) -> np.ndarray:
+        """The identity at rest, RGB float32 (size, size, 3) in [0, 255], without noise."""
+        rng = np.random.default_rng((self.seed, self.subject, 1))
+        photograph = _photographs()[self.subject % 2]
+        # Blurred before it shrinks, so that sub-pixel motion moves grey levels and not aliases.
+        blur = max(0.0, 0.5 * _SOURCE / size) * rng.uniform(0.8, 1.3)
+        photograph = cv2.GaussianBlur(photograph, (0, 0), blur)
+        frame = cv2.warpAffine(
+            photograph, self._identity_map(size), (size, size), flags=cv2.INTER_LINEAR,
+            borderMode=cv2.BORDER_REPLICATE,
+        )  # fmt: skip
+        gain, offset = rng.uniform(0.8, 1.15, 3), rng.normal(0, 8, 3)
+        return (frame * gain + offset).astype(np.float32)
+
+    def displacement(self, frame: int, size: int) -> np.ndarray:
+        """Displacement (size, size, 2) of each pixel at ``frame``, (x, y) in pixels, from the face at rest."""
+        reach = self.course(frame) * self.amplitude * size / 64
+        to_frame = self._identity_map(size)
+        linear = to_frame[:, :2]
+        spread = _SPREAD * _FACE * _SOURCE * abs(np.linalg.det(linear)) ** 0.5
+        directions = linear / np.linalg.norm(linear, axis=0)
+        y, x = np.mgrid[:size, :size].astype(np.float32)
+        field = np.zeros((size, size, 2), np.float32)
+        for movement in CLASSES[self.label]:
+            place = (np.array(PLACES[movement.place]) - 0.5) * _FACE * _SOURCE + _SOURCE / 2
+            centre = linear @ place + to_frame[:, 2]
+            weight = np.exp(-((x - centre[0]) ** 2 + (y - centre[1]) ** 2) / (2 * spread**2))
+            field += reach * weight[..., None] * (directions @ np.array([movement.x, movement.y]))
+        return field.astype(np.float32)
+
+    def read(self, indices: Sequence[int], size: int) -> np.ndarray:
+        """Frames at ``indices`` as uint8 (T, 3, size, size), RGB."""
+        neutral = self._neutral(size)
+        y, x = np.mgrid[:size, :size].astype(np.float32)
+        frames = []
+        for index in indices:
+            field = self.displacement(index, size)
+            moved = cv2.remap(
+                neutral,
+                x - field[..., 0],
+                y - field[..., 1],
+                cv2.INTER_CUBIC,
+                borderMode=cv2.BORDER_REPLICATE,
+            )
+            noise = self._rng(4, index).normal(0, NOISE, moved.shape)
+            frames.append((moved + noise).round().clip(0, 255).astype(np.uint8).transpose(2, 0, 1))
+        return np.stack(frames)
+
+    def moved(self, frame: int, later: int, size: int, patch_size: int) -> np.ndarray:
+        """How far each patch (N,) moved between two frames, in pixels: the mean length of the displacement."""
+        change = self.displacement(later, size) - self.displacement(frame, size)
+        length = np.linalg.norm(change, axis=2)
+        grid = size // patch_size
+        return length.reshape(grid, patch_size, grid, patch_size).mean((1, 3)).ravel()
+
+
+def synthetic_clips(subjects: Sequence[int], *, seed: int = 0) -> list[SyntheticClip]:
+    """One clip of each class for each of ``subjects``; different subjects are different identities."""
+    return [SyntheticClip(subject, label, seed) for subject in subjects for label in CLASSES]

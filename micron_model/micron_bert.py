@@ -1,0 +1,258 @@
+"""μ-BERT (Micron-BERT, Nguyen et al., CVPR 2023, arXiv 2304.03195)."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub import PyTorchModelHubMixin
+from torch import Tensor, nn
+
+from micron_kernels import blockwise_mask, diagonal_attention, frame_difference, swap_patches, topk_mask
+from micron_kernels.nn import DiagonalMicroAttention
+
+from .config import MicronBERTConfig
+from .patch_of_interest import DINO, crop_size, random_resized_crop
+from .vit import Decoder, Encoder, patchify, unpatchify
+
+
+class EncoderState(NamedTuple):
+    """What the encoder knows of a batch of frames."""
+
+    contextual: Tensor
+    """Contextual token (B, D)."""
+    patches: Tensor
+    """Patch tokens (B, N, D)."""
+    scores: Tensor
+    """Attention of the contextual token to each patch in the last block, mean over heads, (B, N), fp32."""
+
+
+class MicronBERT(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="micron-kernels",
+    tags=["micro-expression"],
+    license="mit",
+):
+    """μ-BERT: encoder, Patch of Interest, micro-attention, decoder, and the losses of pre-training.
+
+    Frames are (B, 3, H, W), RGB. uint8 frames are normalised here; floating frames are taken as normalised
+    already (see :meth:`normalize`).
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    # The mixin reads this annotation as it stands to build the settings from config.json.
+    def __init__(self, config: MicronBERTConfig):
+        super().__init__()
+        self.config = config
+        shared = {
+            "image_size": config.image_size,
+            "patch_size": config.patch_size,
+            "mlp_ratio": config.mlp_ratio,
+            "eps": config.layer_norm_eps,
+        }
+        self.encoder = Encoder(width=config.width, depth=config.depth, num_heads=config.num_heads, **shared)
+        self.micro_attention = DiagonalMicroAttention(config.width)
+        self.decoder = Decoder(
+            in_width=config.width,
+            width=config.decoder_width,
+            depth=config.decoder_depth,
+            num_heads=config.decoder_num_heads,
+            **shared,
+        )
+        for name in ("to_q", "to_k", "to_v", "proj"):
+            linear = getattr(self.micro_attention, name)
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+        if config.tied_start:
+            self.micro_attention.to_k.load_state_dict(self.micro_attention.to_q.state_dict())
+        self.dino = DINO(config, self.encoder) if config.aggregation == "dino" else None
+        self.register_buffer("mean", torch.tensor(config.mean), persistent=False)
+        self.register_buffer("std", torch.tensor(config.std), persistent=False)
+
+    def normalize(self, frames: Tensor) -> Tensor:
+        """uint8 frames (B, 3, H, W) as (x/255 − mean)/std in fp32; floating frames are returned as they are."""
+        if frames.dtype != torch.uint8:
+            return frames
+        return (frames / 255 - self.mean[:, None, None]) / self.std[:, None, None]
+
+    def denormalize(self, frames: Tensor) -> Tensor:
+        """Normalised frames (B, 3, H, W) as floating frames in [0, 1], clipped."""
+        return (frames * self.std[:, None, None] + self.mean[:, None, None]).clamp(0, 1)
+
+    def patchify(self, frames: Tensor) -> Tensor:
+        """Frames (B, 3, H, W) as patches (B, N, P·P·3), each in the order row, column, channel."""
+        return patchify(frames, self.config.patch_size)
+
+    def unpatchify(self, patches: Tensor, rows: int | None = None, columns: int | None = None) -> Tensor:
+        """The inverse of :meth:`patchify`, on a square grid unless rows and columns are given."""
+        side = round(patches.shape[1] ** 0.5)
+        return unpatchify(patches, self.config.patch_size, rows or side, columns or side)
+
+    def encode(self, frames: Tensor) -> EncoderState:
+        """All that the encoder gives for frames (B, 3, H, W)."""
+        return EncoderState(*self.encoder(self.normalize(frames)))
+
+    def forward_encoder(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """(contextual token (B, D), patch tokens (B, N, D)) of frames (B, 3, H, W)."""
+        state = self.encode(frames)
+        return state.contextual, state.patches
+
+    def forward_poi(self, frames: Tensor | EncoderState) -> Tensor:
+        """Patch-of-Interest scores (B, N) of frames (B, 3, H, W), or of a state that :meth:`encode` gave.
+
+        The attention of the contextual token to the patches in the last block, mean over heads, in fp32. They
+        sum to less than 1: the rest is the contextual token's attention to itself.
+        """
+        state = frames if isinstance(frames, EncoderState) else self.encode(frames)
+        return state.scores
+
+    def forward_micro_attention(
+        self, swapped_patches: Tensor, later_patches: Tensor, scores: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Micro-attention between two frames.
+
+        Args:
+            swapped_patches: (B, N, D), tokens of frame t (with patches of t+δ in it, in pre-training).
+            later_patches: (B, N, D), tokens of frame t+δ.
+            scores: (B, N), Patch-of-Interest scores of frame t+δ; used as ``config.poi`` says.
+
+        Returns:
+            latent (B, N, D) and the diagonal (B, N), fp32: how much patch i of one frame still looks like patch
+            i of the other, among all. With a hard Patch of Interest the diagonal is 0, and the latent that of a
+            zero weight, where it is not computed.
+        """
+        attention = self.micro_attention
+        length = swapped_patches.shape[1]
+        query, key = later_patches, swapped_patches
+        if self.config.roles == "code":
+            query, key = key, query
+        row_weight, rows = None, None
+        if scores is not None and self.config.poi == "soft":
+            row_weight = scores * length
+        elif scores is not None and self.config.poi == "hard":
+            rows = topk_mask(scores, self.config.poi_ratio)[1]
+        if self.config.diag_att:
+            latent, diagonal = attention(
+                query, key, swapped_patches, row_weight=row_weight, rows=rows, return_weights=True
+            )
+        else:
+            latent, diagonal = self._full_attention(query, key, swapped_patches, row_weight, rows)
+        diagonal = diagonal[:, 0]
+        if rows is not None:
+            nothing = attention.proj.bias.to(latent.dtype).expand(latent.shape[0], length, -1)
+            latent = nothing.scatter(1, rows[..., None].expand_as(latent), latent)
+            diagonal = diagonal.new_zeros(diagonal.shape[0], length).scatter(1, rows, diagonal)
+        return latent, diagonal
+
+    def _full_attention(
+        self, query: Tensor, key: Tensor, value: Tensor, row_weight: Tensor | None, rows: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The released checkpoint's variant: all of the attention matrix weights the values, not its diagonal."""
+        attention = self.micro_attention
+        q, k, v = (x[:, None] for x in (attention.to_q(query), attention.to_k(key), attention.to_v(value)))
+        _, diagonal = diagonal_attention(
+            q, k, v[..., :1], scale=attention.scale, rows=rows, return_weights=True
+        )
+        if rows is not None:
+            q = q.gather(2, rows[:, None, :, None].expand(-1, 1, -1, q.shape[3]))
+        out = F.scaled_dot_product_attention(q, k, v, scale=attention.scale)[:, 0]
+        if row_weight is not None:
+            out = out * row_weight[..., None].to(out.dtype)
+        return attention.proj(out), diagonal
+
+    def forward_decoder(self, latent: Tensor, rows: int | None = None, columns: int | None = None) -> Tensor:
+        """Latent (B, N, D) to normalised pixels (B, N, P·P·3), on a square grid unless one is given."""
+        side = round(latent.shape[1] ** 0.5)
+        return self.decoder(latent, rows or side, columns or side)
+
+    def forward_loss(self, frames: Tensor, reconstruction: Tensor, weight: Tensor | None = None) -> Tensor:
+        """L_r: the mean squared error of ``reconstruction`` (B, N, P·P·3) over all patches of ``frames``.
+
+        ``weight`` (B, N), of mean 1, weights the patches.
+        """
+        target = self.patchify(self.normalize(frames))
+        if self.config.normalized_target:
+            variance, mean = torch.var_mean(target, dim=2, keepdim=True)
+            target = (target - mean) / (variance + 1e-6).sqrt()
+        error = (reconstruction.float() - target.float()).square().mean(2)
+        return error.mean() if weight is None else (error * weight).mean()
+
+    def forward_aggregation(
+        self, later: Tensor, contextual: Tensor, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """L_agg between crops of normalised frames t+δ (B, 3, H, W) and their contextual tokens (B, D)."""
+        if self.dino is not None:
+            return self.dino(self.encoder, later, generator)
+        if self.config.aggregation == "off":
+            return contextual.new_zeros((), dtype=torch.float32)
+        crops = random_resized_crop(later, crop_size(self.config, 0.5), self.config.crop_scale, generator)
+        return F.mse_loss(self.encoder(crops)[0].float(), contextual.float())
+
+    def forward(
+        self, batch: dict[str, Tensor], generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        """One step of pre-training, up to the loss.
+
+        Args:
+            batch: ``frames`` and ``later``, frames t and t+δ (B, 3, H, W), uint8 or normalised; optionally
+                ``swap`` (B, N) bool, which patches of t to take from t+δ, drawn by ``blockwise_mask`` otherwise.
+            generator: source of randomness of masks and crops, on the CPU.
+
+        Returns:
+            losses ``loss``, ``loss_reconstruction``, ``loss_aggregation``; ``contextual_variance``, the mean
+            over channels of the variance of the contextual token over the batch (0 means it has collapsed);
+            ``swap``, ``diagonal``, ``scores`` (B, N); ``swapped`` (B, 3, H, W) and ``reconstruction``
+            (B, N, P·P·3), normalised.
+        """
+        config = self.config
+        frames, later = batch["frames"], batch["later"]
+        size = frames.shape[0]
+        rows, columns = (side // config.patch_size for side in frames.shape[2:])
+        swap = batch.get("swap")
+        if swap is None:
+            swap = blockwise_mask(size, (rows, columns), config.swap_ratio, generator).to(frames.device)
+        statistics = {"mean": self.mean, "std": self.std} if frames.dtype == torch.uint8 else {}
+        swapped = swap_patches(frames, later, swap, config.patch_size, **statistics)
+        normalized_later = self.normalize(later)
+
+        both = self.encode(torch.cat([swapped, normalized_later]))
+        swapped_state = EncoderState(*(x[:size] for x in both))
+        later_state = EncoderState(*(x[size:] for x in both))
+        scores = self.forward_poi(later_state)
+        latent, diagonal = self.forward_micro_attention(swapped_state.patches, later_state.patches, scores)
+        reconstruction = self.forward_decoder(latent, rows, columns)
+
+        weight = None
+        if config.reconstruction_weight == "motion":
+            motion = frame_difference(later, frames, config.patch_size)
+            weight = motion / motion.mean(1, keepdim=True).clamp(min=torch.finfo(motion.dtype).tiny)
+        loss_reconstruction = self.forward_loss(frames, reconstruction, weight)
+        loss_aggregation = self.forward_aggregation(normalized_later, later_state.contextual, generator)
+        return {
+            "loss": config.gamma * loss_reconstruction + config.beta * loss_aggregation,
+            "loss_reconstruction": loss_reconstruction.detach(),
+            "loss_aggregation": loss_aggregation.detach(),
+            "contextual_variance": later_state.contextual.detach().float().var(0, correction=0).mean(),
+            "swap": swap,
+            "diagonal": diagonal.detach(),
+            "scores": scores.detach(),
+            "swapped": swapped.detach(),
+            "reconstruction": reconstruction.detach(),
+        }
+
+    def extract_features(self, onset: Tensor, apex: Tensor) -> Tensor:
+        """Features (B, N, D) of what changed between two frames, trainable end to end.
+
+        Onset takes the place of the swapped frame and apex that of the later one, with the Patch of Interest of
+        the apex: how the authors used both after pre-training is not published; this is ours.
+        """
+        both = self.encode(torch.cat([self.normalize(onset), self.normalize(apex)]))
+        size = onset.shape[0]
+        return self.forward_micro_attention(both.patches[:size], both.patches[size:], both.scores[size:])[0]
+
+    def update_teacher(self, progress: float) -> None:
+        """After an optimiser step: move the DINO teacher, where there is one; ``progress`` in [0, 1]."""
+        if self.dino is not None:
+            self.dino.update_teacher(self.encoder, progress)

@@ -1,0 +1,175 @@
+"""The pre-norm transformer of μ-BERT: blocks, encoder with a contextual token, decoder, positions."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def sincos_positions(width: int, grid: int) -> Tensor:
+    """Fixed 2-D positions (grid², width): the first half encodes the column, the second the row.
+
+    Each half is sin(xω), cos(xω) with ω = 10000^(−4i/width), as in the Vision Transformer and MAE.
+    """
+    frequencies = 10000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width / 4))
+    angles = torch.arange(grid, dtype=torch.float64)[:, None] * frequencies
+    line = torch.cat([angles.sin(), angles.cos()], 1)  # [grid, width / 2]
+    column, row = line.expand(grid, -1, -1), line[:, None].expand(-1, grid, -1)
+    return torch.cat([column, row], 2).flatten(0, 1).float()
+
+
+def resample_positions(positions: Tensor, rows: int, columns: int) -> Tensor:
+    """Positions (grid², width) of a square grid, stretched over another by bicubic interpolation."""
+    grid = round(positions.shape[0] ** 0.5)
+    if (rows, columns) == (grid, grid):
+        return positions
+    image = positions.T.unflatten(1, (grid, grid))[None]
+    return F.interpolate(image, size=(rows, columns), mode="bicubic", align_corners=False)[0].flatten(1).T
+
+
+def patchify(frames: Tensor, patch_size: int) -> Tensor:
+    """Frames (B, C, H, W) as patches (B, N, P·P·C), each in the order row, column, channel."""
+    if frames.dim() != 4 or frames.shape[2] % patch_size or frames.shape[3] % patch_size:
+        raise ValueError(
+            f"frames have shape {tuple(frames.shape)}; they must be (B, C, H, W) with H and W multiples of the "
+            f"patch size {patch_size}: resize them"
+        )
+    grid = frames.unflatten(3, (-1, patch_size)).unflatten(2, (-1, patch_size))  # [B, C, h, P, w, P]
+    return grid.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+
+
+def unpatchify(patches: Tensor, patch_size: int, rows: int, columns: int) -> Tensor:
+    """The inverse of :func:`patchify`: (B, N, P·P·C) as frames (B, C, H, W)."""
+    grid = patches.unflatten(2, (patch_size, patch_size, -1)).unflatten(1, (rows, columns))
+    return grid.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention."""
+
+    def __init__(self, width: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(output (B, N, D), attention of the first token to all tokens (B, N), mean over heads)."""
+        q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # [B, H, N, D/H]
+        out = F.scaled_dot_product_attention(q, k, v)
+        # One row per head: what Patch of Interest needs of the N×N map.
+        first = (q[:, :, :1] @ k.transpose(-2, -1)).squeeze(2) * k.shape[-1] ** -0.5
+        return self.proj(out.transpose(1, 2).flatten(2)), first.float().softmax(-1).mean(1)
+
+
+class MLP(nn.Module):
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, width: int, num_heads: int, mlp_ratio: float, eps: float):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=eps)
+        self.attn = Attention(width, num_heads)
+        self.norm2 = nn.LayerNorm(width, eps=eps)
+        self.mlp = MLP(width, int(width * mlp_ratio))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(tokens (B, N, D), attention of the first token (B, N))."""
+        attended, first = self.attn(self.norm1(x))
+        x = x + attended
+        return x + self.mlp(self.norm2(x)), first
+
+
+def _initialize(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+class Encoder(nn.Module):
+    """Patches and a contextual token through pre-norm blocks.
+
+    Fixed 2-D positions for the patches, none for the contextual token (CT).
+    """
+
+    positions: Tensor
+
+    def __init__(
+        self,
+        image_size: int,
+        patch_size: int,
+        width: int,
+        depth: int,
+        num_heads: int,
+        mlp_ratio: float,
+        eps: float,
+    ):
+        super().__init__()
+        self.patch_size = patch_size
+        self.patch_embed = nn.Linear(3 * patch_size**2, width)
+        self.contextual = nn.Parameter(torch.empty(1, 1, width))
+        grid = image_size // patch_size
+        self.register_buffer("positions", sincos_positions(width, grid), persistent=False)
+        self.blocks = nn.ModuleList(Block(width, num_heads, mlp_ratio, eps) for _ in range(depth))
+        self.norm = nn.LayerNorm(width, eps=eps)
+        self.apply(_initialize)
+        nn.init.normal_(self.contextual, std=0.02)
+
+    def forward(self, frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Encode normalised frames (B, 3, H, W).
+
+        Returns (contextual (B, D), patches (B, N, D), scores (B, N)): scores are the attention of the
+        contextual token to the patches in the last block, mean over heads, in fp32.
+        """
+        x = self.patch_embed(patchify(frames, self.patch_size))
+        rows, columns = (side // self.patch_size for side in frames.shape[2:])
+        x = x + resample_positions(self.positions, rows, columns)
+        x = torch.cat([self.contextual.expand(x.shape[0], -1, -1).to(x.dtype), x], 1)
+        for block in self.blocks:
+            x, attention = block(x)
+        x = self.norm(x)
+        return x[:, 0], x[:, 1:], attention[:, 1:]
+
+
+class Decoder(nn.Module):
+    """Latent tokens to pixels; no contextual token, no mask token."""
+
+    positions: Tensor
+
+    def __init__(
+        self,
+        image_size: int,
+        patch_size: int,
+        in_width: int,
+        width: int,
+        depth: int,
+        num_heads: int,
+        mlp_ratio: float,
+        eps: float,
+    ):
+        super().__init__()
+        self.embed = nn.Linear(in_width, width)
+        grid = image_size // patch_size
+        self.register_buffer("positions", sincos_positions(width, grid), persistent=False)
+        self.blocks = nn.ModuleList(Block(width, num_heads, mlp_ratio, eps) for _ in range(depth))
+        self.norm = nn.LayerNorm(width, eps=eps)
+        self.pred = nn.Linear(width, 3 * patch_size**2)
+        self.apply(_initialize)
+
+    def forward(self, latent: Tensor, rows: int, columns: int) -> Tensor:
+        """(B, N, in_width) on a grid of rows × columns to pixels (B, N, P·P·3)."""
+        x = self.embed(latent) + resample_positions(self.positions, rows, columns)
+        for block in self.blocks:
+            x, _ = block(x)
+        return self.pred(self.norm(x))
