@@ -39,21 +39,21 @@ class MicronBERTConfig:
     """Standard deviation of a channel of a frame in [0, 1], divided by (C)."""
 
     roles: Literal["paper", "code"] = "paper"
-    """Who asks whom in micro-attention: "paper": query = later frame, key = value = swapped frame; "code": query
-    = value = swapped frame, key = later frame."""
+    """Who asks whom in micro-attention: "paper": query = later frame, key = value = swapped frame; "code":
+    query = value = swapped frame, key = later frame."""
     diag_att: bool = True
     """Keep only the diagonal of micro-attention (P). False is the full cross-attention of the released
     checkpoint (C)."""
     tied_start: bool = False
     """Start ``to_k`` as a copy of ``to_q``, so that equal patches match from the first step (ours)."""
     poi: Literal["soft", "hard", "off"] = "soft"
-    """Patch of Interest: weight the diagonal by scores · N ("soft"), or compute micro-attention for the highest
-    scores only ("hard"); the paper leaves the form open (ours)."""
+    """Patch of Interest: weight the diagonal by scores · N ("soft"), or compute micro-attention for the
+    highest scores only ("hard"); the paper leaves the form open (ours)."""
     poi_ratio: float = 0.5
     """Share of the patches that a hard Patch of Interest keeps, rounded up (ours)."""
     swap_ratio: float = 0.5
-    """Share of the patches of frame t that are replaced by those of frame t+δ in pre-training (C: a user calls
-    0.5 the default)."""
+    """Share of the patches of frame t that pre-training replaces by those of frame t+δ (a user of the authors'
+    code calls 0.5 the default)."""
 
     normalized_target: bool = False
     """Reconstruct patches normalised to mean 0 and variance 1 each (C: an option)."""
@@ -124,8 +124,8 @@ class MicronBERTConfig:
 def preset(name: Literal["tiny", "base"], **overrides) -> MicronBERTConfig:
     """The settings called ``name``, with ``overrides``.
 
-    ``base`` is the published size: 224×224, patches of 8, 512 wide, 4 + 4 blocks, 27.6 M parameters. ``tiny`` is
-    for a CPU: 64×64, patches of 8, 128 wide, 4 + 4 blocks.
+    ``base`` is the published size: 224×224, patches of 8, 512 wide, 4 + 4 blocks. ``tiny`` is for a CPU:
+    64×64, patches of 8, 128 wide, 4 + 4 blocks.
     """
     presets = {
         "base": {},

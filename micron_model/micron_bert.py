@@ -46,21 +46,9 @@ class MicronBERT(
     def __init__(self, config: MicronBERTConfig):
         super().__init__()
         self.config = config
-        shared = {
-            "image_size": config.image_size,
-            "patch_size": config.patch_size,
-            "mlp_ratio": config.mlp_ratio,
-            "eps": config.layer_norm_eps,
-        }
-        self.encoder = Encoder(width=config.width, depth=config.depth, num_heads=config.num_heads, **shared)
+        self.encoder = Encoder(config)
         self.micro_attention = DiagonalMicroAttention(config.width)
-        self.decoder = Decoder(
-            in_width=config.width,
-            width=config.decoder_width,
-            depth=config.decoder_depth,
-            num_heads=config.decoder_num_heads,
-            **shared,
-        )
+        self.decoder = Decoder(config)
         for name in ("to_q", "to_k", "to_v", "proj"):
             linear = getattr(self.micro_attention, name)
             nn.init.xavier_uniform_(linear.weight)
@@ -72,7 +60,7 @@ class MicronBERT(
         self.register_buffer("std", torch.tensor(config.std), persistent=False)
 
     def normalize(self, frames: Tensor) -> Tensor:
-        """uint8 frames (B, 3, H, W) as (x/255 − mean)/std in fp32; floating frames are returned as they are."""
+        """uint8 frames (B, 3, H, W) as (x/255 − mean)/std in fp32; floating frames as they are."""
         if frames.dtype != torch.uint8:
             return frames
         return (frames / 255 - self.mean[:, None, None]) / self.std[:, None, None]
@@ -119,9 +107,9 @@ class MicronBERT(
             scores: (B, N), Patch-of-Interest scores of frame t+δ; used as ``config.poi`` says.
 
         Returns:
-            latent (B, N, D) and the diagonal (B, N), fp32: how much patch i of one frame still looks like patch
-            i of the other, among all. With a hard Patch of Interest the diagonal is 0, and the latent that of a
-            zero weight, where it is not computed.
+            latent (B, N, D) and the diagonal (B, N), fp32: how much patch i of one frame still looks like
+            patch i of the other, among all. Where a hard Patch of Interest leaves a position out, the diagonal
+            is 0 and the latent that of a zero weight.
         """
         attention = self.micro_attention
         length = swapped_patches.shape[1]
@@ -149,7 +137,7 @@ class MicronBERT(
     def _full_attention(
         self, query: Tensor, key: Tensor, value: Tensor, row_weight: Tensor | None, rows: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """The released checkpoint's variant: all of the attention matrix weights the values, not its diagonal."""
+        """The released checkpoint's variant: the whole attention matrix weights the values."""
         attention = self.micro_attention
         q, k, v = (x[:, None] for x in (attention.to_q(query), attention.to_k(key), attention.to_v(value)))
         _, diagonal = diagonal_attention(
@@ -197,7 +185,7 @@ class MicronBERT(
 
         Args:
             batch: ``frames`` and ``later``, frames t and t+δ (B, 3, H, W), uint8 or normalised; optionally
-                ``swap`` (B, N) bool, which patches of t to take from t+δ, drawn by ``blockwise_mask`` otherwise.
+                ``swap`` (B, N) bool, which patches of t to take from t+δ; otherwise ``blockwise_mask`` draws it.
             generator: source of randomness of masks and crops, on the CPU.
 
         Returns:
@@ -213,8 +201,8 @@ class MicronBERT(
         swap = batch.get("swap")
         if swap is None:
             swap = blockwise_mask(size, (rows, columns), config.swap_ratio, generator).to(frames.device)
-        statistics = {"mean": self.mean, "std": self.std} if frames.dtype == torch.uint8 else {}
-        swapped = swap_patches(frames, later, swap, config.patch_size, **statistics)
+        mean, std = (self.mean, self.std) if frames.dtype == torch.uint8 else (None, None)
+        swapped = swap_patches(frames, later, swap, config.patch_size, mean=mean, std=std)
         normalized_later = self.normalize(later)
 
         both = self.encode(torch.cat([swapped, normalized_later]))
@@ -245,8 +233,8 @@ class MicronBERT(
     def extract_features(self, onset: Tensor, apex: Tensor) -> Tensor:
         """Features (B, N, D) of what changed between two frames, trainable end to end.
 
-        Onset takes the place of the swapped frame and apex that of the later one, with the Patch of Interest of
-        the apex: how the authors used both after pre-training is not published; this is ours.
+        Onset takes the place of the swapped frame and apex that of the later one, with the Patch of Interest
+        of the apex: how the authors used both after pre-training is not published; this is ours.
         """
         both = self.encode(torch.cat([self.normalize(onset), self.normalize(apex)]))
         size = onset.shape[0]

@@ -14,8 +14,8 @@ from .config import MicronBERTConfig
 from .micron_bert import MicronBERT
 from .vit import sincos_positions
 
-#: Their names to ours, by prefix. Everything else in such a checkpoint is a copy (``student.``, ``teacher.``) or
-#: belongs to a loss.
+#: Their names to ours, by prefix. All else in such a checkpoint is a copy (``student.``, ``teacher.``) or belongs
+#: to a loss.
 _PREFIXES = {
     "backbone.blocks.": "encoder.blocks.",
     "backbone.norm.": "encoder.norm.",
@@ -41,8 +41,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{path}: refused: it holds something other than tensors, plain data and argparse.Namespace, or it is "
-            f"damaged; nothing in it was executed. {str(error).splitlines()[0]}"
+            f"{path}: refused: it holds something other than tensors, plain data and argparse.Namespace, or "
+            f"it is damaged; nothing in it was executed. {str(error).splitlines()[0]}"
         ) from None
     except (RuntimeError, EOFError, OSError) as error:
         raise ValueError(f"{path}: not a readable checkpoint: {str(error).splitlines()[0]}") from None
@@ -104,9 +104,9 @@ def load_official(path: str | Path, **overrides: Any) -> MicronBERT:
 
     Args:
         path: the file.
-        overrides: settings of :class:`MicronBERTConfig` that replace what the file implies. By default the model
-            computes what the authors' code computes: ``roles="code"``, ``poi="off"``, and ``diag_att`` as in the
-            stored arguments (False without them).
+        overrides: settings of :class:`MicronBERTConfig` that replace what the file implies. By default the
+            model computes what the authors' code computes: ``roles="code"``, ``poi="off"``, and ``diag_att``
+            as in the stored arguments (False without them).
 
     Returns:
         The model, in evaluation mode.

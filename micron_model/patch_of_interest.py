@@ -125,9 +125,9 @@ class DINO(nn.Module):
 
     @torch.no_grad()
     def update_teacher(self, encoder: Encoder, progress: float) -> None:
-        """Move the teacher towards the student; ``progress`` in [0, 1] is the share of training that is done."""
+        """Move the teacher towards the student; ``progress`` in [0, 1] is the share of training done."""
         start = self.config.teacher_momentum
         momentum = 1 - (1 - start) * (1 + math.cos(math.pi * progress)) / 2
-        teacher = [*self.teacher_encoder.parameters(), *self.teacher_head.parameters()]
-        student = [*encoder.parameters(), *self.head.parameters()]
+        teacher: list[Tensor] = [*self.teacher_encoder.parameters(), *self.teacher_head.parameters()]
+        student: list[Tensor] = [*encoder.parameters(), *self.head.parameters()]
         torch._foreach_lerp_(teacher, student, 1 - momentum)

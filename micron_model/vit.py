@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .config import MicronBERTConfig
+
 
 def sincos_positions(width: int, grid: int) -> Tensor:
     """Fixed 2-D positions (grid², width): the first half encodes the column, the second the row.
@@ -32,8 +34,8 @@ def patchify(frames: Tensor, patch_size: int) -> Tensor:
     """Frames (B, C, H, W) as patches (B, N, P·P·C), each in the order row, column, channel."""
     if frames.dim() != 4 or frames.shape[2] % patch_size or frames.shape[3] % patch_size:
         raise ValueError(
-            f"frames have shape {tuple(frames.shape)}; they must be (B, C, H, W) with H and W multiples of the "
-            f"patch size {patch_size}: resize them"
+            f"frames have shape {tuple(frames.shape)}; they must be (B, C, H, W) with H and W multiples of "
+            f"the patch size {patch_size}: resize them"
         )
     grid = frames.unflatten(3, (-1, patch_size)).unflatten(2, (-1, patch_size))  # [B, C, h, P, w, P]
     return grid.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
@@ -105,23 +107,16 @@ class Encoder(nn.Module):
 
     positions: Tensor
 
-    def __init__(
-        self,
-        image_size: int,
-        patch_size: int,
-        width: int,
-        depth: int,
-        num_heads: int,
-        mlp_ratio: float,
-        eps: float,
-    ):
+    def __init__(self, config: MicronBERTConfig):
         super().__init__()
-        self.patch_size = patch_size
-        self.patch_embed = nn.Linear(3 * patch_size**2, width)
+        width, eps = config.width, config.layer_norm_eps
+        self.patch_size = config.patch_size
+        self.patch_embed = nn.Linear(3 * config.patch_size**2, width)
         self.contextual = nn.Parameter(torch.empty(1, 1, width))
-        grid = image_size // patch_size
-        self.register_buffer("positions", sincos_positions(width, grid), persistent=False)
-        self.blocks = nn.ModuleList(Block(width, num_heads, mlp_ratio, eps) for _ in range(depth))
+        self.register_buffer("positions", sincos_positions(width, config.grid), persistent=False)
+        self.blocks = nn.ModuleList(
+            Block(width, config.num_heads, config.mlp_ratio, eps) for _ in range(config.depth)
+        )
         self.norm = nn.LayerNorm(width, eps=eps)
         self.apply(_initialize)
         nn.init.normal_(self.contextual, std=0.02)
@@ -147,28 +142,20 @@ class Decoder(nn.Module):
 
     positions: Tensor
 
-    def __init__(
-        self,
-        image_size: int,
-        patch_size: int,
-        in_width: int,
-        width: int,
-        depth: int,
-        num_heads: int,
-        mlp_ratio: float,
-        eps: float,
-    ):
+    def __init__(self, config: MicronBERTConfig):
         super().__init__()
-        self.embed = nn.Linear(in_width, width)
-        grid = image_size // patch_size
-        self.register_buffer("positions", sincos_positions(width, grid), persistent=False)
-        self.blocks = nn.ModuleList(Block(width, num_heads, mlp_ratio, eps) for _ in range(depth))
+        width, eps = config.decoder_width, config.layer_norm_eps
+        self.embed = nn.Linear(config.width, width)
+        self.register_buffer("positions", sincos_positions(width, config.grid), persistent=False)
+        self.blocks = nn.ModuleList(
+            Block(width, config.decoder_num_heads, config.mlp_ratio, eps) for _ in range(config.decoder_depth)
+        )
         self.norm = nn.LayerNorm(width, eps=eps)
-        self.pred = nn.Linear(width, 3 * patch_size**2)
+        self.pred = nn.Linear(width, 3 * config.patch_size**2)
         self.apply(_initialize)
 
     def forward(self, latent: Tensor, rows: int, columns: int) -> Tensor:
-        """(B, N, in_width) on a grid of rows × columns to pixels (B, N, P·P·3)."""
+        """(B, N, D) on a grid of rows × columns to pixels (B, N, P·P·3)."""
         x = self.embed(latent) + resample_positions(self.positions, rows, columns)
         for block in self.blocks:
             x, _ = block(x)

@@ -12,6 +12,11 @@ from torch.utils.data import Dataset
 from .frames import Clip, FrameError, Problem
 
 
+def longest_delta(delta: tuple[float, float], fps: float, delta_fps: float = 30.0) -> int:
+    """The largest δ in frames of a clip at ``fps``, of a range ``delta`` meant at ``delta_fps``."""
+    return max(1, round(delta[1] * fps / delta_fps))
+
+
 class FramePairs(Dataset):
     """Frames (t, t+δ) of one clip, drawn at random but fixed by (seed, index).
 
@@ -49,8 +54,9 @@ class FramePairs(Dataset):
 
     def _draw(self, index: int, attempt: int) -> tuple[Clip, int, int, bool]:
         rng = np.random.default_rng((self.seed, index, attempt))
-        clip = self.clips[rng.integers(len(self.clips))]
-        low, high = (max(1, round(d * clip.fps / self.delta_fps)) for d in self.delta)
+        clip = self.clips[int(rng.integers(len(self.clips)))]
+        low = max(1, round(self.delta[0] * clip.fps / self.delta_fps))
+        high = longest_delta(self.delta, clip.fps, self.delta_fps)
         longest = len(clip) - 1  # a clip that is too short for δ gives its widest pair
         delta = int(rng.integers(min(low, longest), min(high, longest) + 1))
         t = int(rng.integers(len(clip) - delta))

@@ -77,6 +77,7 @@ _FACE = 0.72  # side of the detected face over the side of the cut
 def _photographs() -> tuple[np.ndarray, ...]:
     """The faces of the photographs, RGB float32 (256, 256, 3) in [0, 255], the detected face at the centre."""
     hopper = cv2.imread(str(matplotlib.cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)))
+    assert hopper is not None, "matplotlib's sample data is missing from its installation"
     detector = skimage.feature.Cascade(skimage.data.lbp_frontal_face_cascade_filename())
     cuts = []
     for image in (skimage.data.astronaut(), hopper[:, :, ::-1]):

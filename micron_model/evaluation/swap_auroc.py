@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from micron_kernels import blockwise_mask, swap_patches, topk_mask
 from scipy.stats import rankdata
 from torch import Tensor
+
+from micron_kernels import blockwise_mask, swap_patches, topk_mask
 
 from ..micron_bert import MicronBERT
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from micron_kernels import blockwise_mask
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -279,7 +278,7 @@ def _batches(run: _Run, clips: Sequence[Clip], problems: list[Problem]) -> Itera
     pairs = FramePairs(clips, run.model.config.image_size, config.seed, delta=config.delta, flip=config.flip)
     first, last = run.step * config.accumulate, config.steps * config.accumulate
     size = config.batch_size
-    sampler = [range(i * size, (i + 1) * size) for i in range(first, last)]
+    sampler = [list(range(i * size, (i + 1) * size)) for i in range(first, last)]
     loader = DataLoader(
         pairs,
         batch_sampler=sampler,
@@ -297,14 +296,9 @@ def _batches(run: _Run, clips: Sequence[Clip], problems: list[Problem]) -> Itera
 
 
 def _forward(run: _Run, batch: dict[str, Any], part: int) -> dict[str, Tensor]:
-    config, model = run.config, run.model
-    generator = _step_generator(config.seed, run.step, part)
-    grid = model.config.grid
-    swap = blockwise_mask(batch["frames"].shape[0], (grid, grid), model.config.swap_ratio, generator)
-    tensors = {"frames": batch["frames"], "later": batch["later"], "swap": swap}
-    moved = {name: x.to(run.device, non_blocking=True) for name, x in tensors.items()}
-    with _autocast(config, run.device):
-        return model(moved, generator)
+    frames = {name: batch[name].to(run.device, non_blocking=True) for name in ("frames", "later")}
+    with _autocast(run.config, run.device):
+        return run.model(frames, _step_generator(run.config.seed, run.step, part))
 
 
 def _train_step(run: _Run, batches: list[dict[str, Any]]) -> dict[str, Any]:

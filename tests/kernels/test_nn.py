@@ -6,7 +6,7 @@ from micron_kernels.nn import DiagonalMicroAttention, replace_diagonal_attention
 
 
 class ForeignAttention(nn.Module):
-    """A cross-attention of the kind that is found in the wild: one argument, the full matrix, its diagonal."""
+    """A cross-attention as found in the wild: one argument, the full matrix, its diagonal."""
 
     def __init__(self, dim, num_heads=1, diag_att=True, dropout=0.0):
         super().__init__()

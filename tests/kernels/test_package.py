@@ -66,8 +66,7 @@ def test_the_guard_notices_a_write_outside():
         pytest.raises(AssertionError, match="memory after a tensor of 40 bytes was overwritten"),
         guarded_memory(),
     ):
-        x = torch.empty(10)
-        x.as_strided((11,), (1,)).zero_()
+        torch.empty(10).as_strided((11,), (1,)).zero_()
 
 
 def test_poisoned_memory_is_poisoned():

@@ -1,0 +1,173 @@
+"""The command ``micron``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal, Union
+
+import torch
+import tyro
+from rich.console import Console
+
+from micron_kernels import info as kernels_info
+
+from .config import MicronBERTConfig, preset
+from .data import FrameError, find_clips, read_image, synthetic_clips
+from .data.pairs import longest_delta
+from .demo import TRAINED_SUBJECTS, DemoConfig, run_demo
+from .micron_bert import MicronBERT
+from .training import CheckpointError, NonFiniteLossError, PretrainConfig, Stopped, pretrain
+from .training.pretrain import report_problems
+from .visualize import change_maps, figure_of_pairs
+
+
+@dataclass
+class Demo:
+    """Pre-train a tiny μ-BERT on synthetic clips and write a report with pictures."""
+
+    out: Path = Path("out/demo")
+    """Folder of the log, the checkpoint, the model and the report; an earlier demo there is replaced."""
+    config: tyro.conf.OmitArgPrefixes[DemoConfig] = field(default_factory=DemoConfig)
+
+    def run(self, console: Console) -> None:
+        run_demo(self.config, self.out, console)
+
+
+@dataclass
+class Pretrain:
+    """Pre-train a μ-BERT on your frames: videos, folders of images, or both."""
+
+    data: tuple[Path, ...] = ()
+    """Videos (mp4, avi, mov), folders of images (a folder with images is a clip), folders of either. Without
+    any, the synthetic clips."""
+    out: Path = Path("out/pretrain")
+    """Folder of the log, the checkpoint and the model."""
+    resume: bool = False
+    """Go on from the checkpoint in the folder."""
+    fps: float | None = None
+    """Frame rate of folders of images (30 if not given), and of videos in place of what they state."""
+    preset: Literal["tiny", "base"] = "base"
+    """Settings to start from; any of --model.* changes them."""
+    training: PretrainConfig = field(default_factory=PretrainConfig)
+    model: MicronBERTConfig = field(default_factory=MicronBERTConfig)
+
+    def run(self, console: Console) -> None:
+        if self.data:
+            clips, problems = find_clips(self.data, fps=self.fps)
+            report_problems(problems, console)
+            frames = sum(len(clip) for clip in clips)
+            console.print(f"{len(clips)} clips, {frames} frames", markup=False)
+            short = [c for c in clips if len(c) - 1 < longest_delta(self.training.delta, c.fps)]
+            if short:
+                console.print(f"{len(short)} clips are shorter than the widest δ: their pairs are nearer")
+        else:
+            clips = list(synthetic_clips(TRAINED_SUBJECTS))
+            console.print(f"no --data: training on {len(clips)} synthetic clips")
+        pretrain(self.training, self.model, clips, self.out, resume=self.resume, console=console)
+        console.print(f"model: {self.out / 'model'}", markup=False)
+
+
+@dataclass
+class Heatmap:
+    """Draw what changed between two frames of one face."""
+
+    onset: tyro.conf.Positional[Path]
+    """Image of the face before."""
+    apex: tyro.conf.Positional[Path]
+    """Image of the face after."""
+    model: str = "out/demo/model"
+    """Folder of a model (pretrain and demo write one), or the name of one on the Hugging Face hub."""
+    out: Path = Path("heatmap.png")
+    """The picture to write."""
+    gain: float = 4.0
+    """Factor of the difference."""
+
+    def run(self, console: Console) -> None:
+        whole = [read_image(path) for path in (self.onset, self.apex)]
+        if whole[0].shape != whole[1].shape:
+            sides = [image.shape[1] for image in whole]
+            raise FrameError(
+                f"{self.onset} and {self.apex} differ in size (squares of {sides[0]} and {sides[1]} pixels): frames "
+                "of one clip have one size"
+            )
+        model = load_model(self.model)
+        size = model.config.image_size
+        onset, apex = (torch.from_numpy(read_image(path, size))[None] for path in (self.onset, self.apex))
+        figure = figure_of_pairs(onset, apex, change_maps(model, onset, apex), gain=self.gain)
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(self.out, dpi=140)
+        console.print(f"heat maps: {self.out}", markup=False)
+
+
+@dataclass
+class Info:
+    """Print versions, devices, and which implementation of each operator is active."""
+
+    def run(self, console: Console) -> None:
+        lines = [kernels_info.describe(), ""]
+        for name in ("numpy", "opencv-python-headless", "scikit-image", "safetensors", "huggingface_hub"):
+            lines.append(f"{name:<24}{importlib.metadata.version(name)}")
+        sys.stdout.write("\n".join(lines) + "\n")
+
+
+def load_model(name: str) -> MicronBERT:
+    """A model from a folder or the hub, for inference.
+
+    Raises:
+        FileNotFoundError: there is no such folder, and no such model on the hub that can be reached.
+    """
+    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+        raise FileNotFoundError(f"{name}: holds no config.json, so it is no folder of a model")
+    try:
+        return MicronBERT.from_pretrained(name).eval()
+    except OSError as error:
+        raise FileNotFoundError(
+            f"model {name!r}: no such folder, and not to be had from the hub ({type(error).__name__}). `micron demo` "
+            "and `micron pretrain` write one"
+        ) from None
+
+
+_Command = Union[  # noqa: UP007  (mypy and tyro read a Union of Annotated)
+    Annotated[Demo, tyro.conf.subcommand("demo")],
+    Annotated[Pretrain, tyro.conf.subcommand("pretrain")],
+    Annotated[Heatmap, tyro.conf.subcommand("heatmap")],
+    Annotated[Info, tyro.conf.subcommand("info")],
+]
+
+#: What a user can mend; everything else is our fault and keeps its traceback.
+_USER_ERRORS = (ValueError, FileNotFoundError, NonFiniteLossError, CheckpointError, RuntimeError)
+
+
+def _parse(arguments: Sequence[str]) -> Demo | Pretrain | Heatmap | Info:
+    """The preset decides the defaults that --help shows and --model.* changes, so it is read first."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--preset", choices=("tiny", "base"), default="base")
+    if list(arguments[:1]) == ["pretrain"]:
+        chosen = first.parse_known_args(arguments[1:])[0].preset
+        default = Pretrain(preset=chosen, model=preset(chosen))
+        return tyro.cli(Pretrain, prog="micron pretrain", args=arguments[1:], default=default)
+    return tyro.cli(_Command, prog="micron", args=arguments, description="Micro-expressions: μ-BERT.")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    command = _parse(sys.argv[1:] if arguments is None else arguments)
+    console = Console(stderr=True)
+    try:
+        command.run(console)
+    except Stopped as stopped:
+        console.print(f"micron: {stopped}", markup=False, highlight=False)
+        return 128 + stopped.signal_number
+    except _USER_ERRORS as error:
+        console.print(f"micron: error: {error}", markup=False, highlight=False)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
