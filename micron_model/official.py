@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from .config import MicronBERTConfig
 from .micron_bert import MicronBERT
+from .safe_load import safe_load
 from .vit import sincos_positions
 
 #: Their names to ours, by prefix. All else in such a checkpoint is a copy (``student.``, ``teacher.``) or belongs
@@ -34,20 +34,7 @@ _HEADS = {"num_heads": 4, "decoder_num_heads": 4}  # fixed in their code, not in
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """(tensors, arguments) of a checkpoint, by an unpickler that builds plain data and Namespaces only."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path}: refused: it holds something other than tensors, plain data and argparse.Namespace, or "
-            f"it is damaged; nothing in it was executed. {str(error).splitlines()[0]}"
-        ) from None
-    except (RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"{path}: not a readable checkpoint: {str(error).splitlines()[0]}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: holds a {type(content).__name__}; expected a dictionary")
+    content = safe_load(path, allow=[argparse.Namespace])
     tensors = content.get("model", content)
     arguments = content.get("args", {})
     arguments = vars(arguments) if isinstance(arguments, argparse.Namespace) else arguments

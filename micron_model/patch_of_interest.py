@@ -39,12 +39,13 @@ def random_resized_crop(
     theta = torch.zeros(batch, 2, 3)
     theta[:, 0, 0] = theta[:, 1, 1] = side
     theta[:, :, 2] = centre
-    # float32 throughout: half-precision coordinates would be off by whole pixels.
-    grid = F.affine_grid(theta.to(frames.device), [batch, frames.shape[1], size, size], align_corners=False)
-    with torch.autocast(frames.device.type, enabled=False):
-        return F.grid_sample(
+    shape = [batch, frames.shape[1], size, size]
+    with torch.autocast(frames.device.type, enabled=False):  # half-precision coordinates would be pixels off
+        grid = F.affine_grid(theta.to(frames.device), shape, align_corners=False)
+        crops = F.grid_sample(
             frames.float(), grid, mode="bilinear", padding_mode="border", align_corners=False
-        ).to(frames.dtype)
+        )
+    return crops.to(frames.dtype)
 
 
 def crop_size(config: MicronBERTConfig, share: float) -> int:

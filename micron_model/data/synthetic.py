@@ -68,7 +68,7 @@ CLASSES: dict[str, tuple[Movement, ...]] = {
         Movement("brow right", -0.4, 0.7),
     ),
 }
-_SPREAD = 0.09  # standard deviation of a displacement, in sides of the face
+_SPREAD = 0.12  # standard deviation of a displacement, in sides of the face
 _SOURCE = 256  # side of the cut photographs in pixels
 _FACE = 0.72  # side of the detected face over the side of the cut
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from ..safe_load import safe_load
 
 
 class CheckpointError(ValueError):
@@ -36,20 +37,8 @@ def save(path: Path, content: dict[str, Any]) -> None:
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Read what :func:`save` wrote; builds tensors and plain data only.
-
-    Raises:
-        CheckpointError: there is no such file, it is damaged, or it holds anything but data.
-    """
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
+    """Read what :func:`save` wrote; raises CheckpointError if there is no such file or it is damaged."""
     try:
-        content = torch.load(path, map_location=device, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError) as error:
-        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(
-            f"{path}: not a readable checkpoint, nothing in it was executed: {first_line}"
-        ) from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: holds a {type(content).__name__}; expected a dictionary")
-    return content
+        return safe_load(path, device=device)
+    except (FileNotFoundError, ValueError) as error:
+        raise CheckpointError(str(error)) from None

@@ -1,9 +1,9 @@
-import harness
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import harness
 from micron_kernels import diagonal_attention
 from micron_kernels.diagonal_attention import ops, reference
 from micron_kernels.testing import eager_diagonal_attention, guarded_memory, poisoned_memory

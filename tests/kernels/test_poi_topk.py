@@ -1,9 +1,9 @@
-import harness
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import harness
 from micron_kernels import mask_tokens, select_tokens, topk_mask
 from micron_kernels.poi_topk import ops
 from micron_kernels.testing import (

@@ -1,0 +1,63 @@
+import numpy as np
+import pytest
+import torch
+
+from micron_model import MicronBERT, preset
+from micron_model.data import synthetic_clips
+from micron_model.training import PretrainConfig
+from writers import write_images, write_video
+
+#: Settings of a model that trains in a blink.
+SMALL = {"image_size": 32, "width": 32, "decoder_width": 32, "depth": 2, "decoder_depth": 1, "local_crops": 2}
+
+
+@pytest.fixture
+def small():
+    """A function that makes a small model from settings."""
+
+    def make(**overrides):
+        torch.manual_seed(0)
+        return MicronBERT(preset("tiny", **(SMALL | {"dino_hidden": 32} | overrides)))
+
+    return make
+
+
+@pytest.fixture
+def small_config():
+    return preset("tiny", **SMALL, tied_start=True)
+
+
+@pytest.fixture
+def training():
+    """A function that makes settings of a short training."""
+
+    def make(**overrides):
+        return PretrainConfig(
+            **({"steps": 6, "batch_size": 4, "checkpoint_every": 2, "warmup": 0.2} | overrides)
+        )
+
+    return make
+
+
+@pytest.fixture
+def clips():
+    return synthetic_clips(range(4))
+
+
+@pytest.fixture
+def pair():
+    """Frames t and t+δ, (4, 3, 32, 32) uint8."""
+    frames = np.stack([clip.read([clip.onset, clip.apex], 32) for clip in synthetic_clips(range(4))[::3]])
+    return torch.from_numpy(frames[:, 0]), torch.from_numpy(frames[:, 1])
+
+
+@pytest.fixture
+def image_folder(tmp_path, clips):
+    """A folder of 44 images, 48×48."""
+    return write_images(tmp_path / "clip", clips[0].read(range(len(clips[0])), 48))
+
+
+@pytest.fixture
+def video(tmp_path, clips):
+    """A video of 44 frames, 64×64, at 30 frames a second."""
+    return write_video(tmp_path / "video.avi", clips[1].read(range(len(clips[1])), 64))

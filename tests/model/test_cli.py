@@ -1,0 +1,165 @@
+"""Every command on small real input, and what it says of bad input."""
+
+import json
+import re
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from micron_model import MicronBERT, preset, visualize
+from micron_model.cli import main
+from micron_model.data import synthetic_clips
+from micron_model.demo import DemoConfig, run_demo
+from micron_model.training import PretrainConfig
+from writers import write_images, write_video
+
+SMALL = [
+    *("--preset", "tiny", "--model.image-size", "32", "--model.width", "32", "--model.decoder-width", "32"),
+    *("--model.depth", "1", "--model.decoder-depth", "1"),
+    *("--training.steps", "3", "--training.batch-size", "4"),
+]
+
+
+@pytest.fixture
+def model_folder(small, tmp_path):
+    small().save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def faces(tmp_path):
+    clip = synthetic_clips([0])[0]
+    write_images(tmp_path / "faces", clip.read([clip.onset, clip.apex], 80))
+    return [str(tmp_path / "faces" / f"img{i}.png") for i in (1, 2)]
+
+
+def read_png(path):
+    image = cv2.imread(str(path))
+    assert image is not None
+    return image
+
+
+def test_info(capsys):
+    assert main(["info"]) == 0
+    printed = capsys.readouterr().out
+    for word in ("torch", "diagonal_attention", "reference", "opencv"):
+        assert word in printed
+
+
+@pytest.mark.parametrize("source", ["image_folder", "video", "both"])
+def test_pretrain_on_files(source, image_folder, video, tmp_path, capsys):
+    data = {"image_folder": [image_folder], "video": [video], "both": [image_folder, video]}[source]
+    out = tmp_path / "out"
+    assert main(["pretrain", "--data", *map(str, data), "--out", str(out), *SMALL]) == 0
+    assert f"{len(data)} clips, {44 * len(data)} frames" in capsys.readouterr().err
+    assert MicronBERT.from_pretrained(out / "model").config.width == 32
+
+
+def test_pretrain_on_synthetic_clips_and_resume(tmp_path, capsys):
+    arguments = ["pretrain", "--out", str(tmp_path / "out"), *SMALL]
+    assert main(arguments) == 0
+    assert "192 synthetic clips" in capsys.readouterr().err
+    assert main(arguments) == 1
+    assert "exists: resume continues that run" in " ".join(capsys.readouterr().err.split())
+    assert main([*arguments, "--resume"]) == 0
+
+
+def test_presets_are_where_options_start(capsys):
+    for name, size in (("tiny", 64), ("base", 224)):
+        with pytest.raises(SystemExit):
+            main(["pretrain", "--preset", name, "--help"])
+        assert re.search(
+            rf"--model\.image-size INT.*?\(default: {size}\)", capsys.readouterr().out, re.DOTALL
+        )
+
+
+def test_heatmap(faces, model_folder, tmp_path, capsys):
+    out = tmp_path / "pictures" / "map.png"
+    assert main(["heatmap", *faces, "--model", str(model_folder), "--out", str(out)]) == 0
+    assert "heat maps" in capsys.readouterr().err
+    assert read_png(out).shape[1] > 600
+
+
+def test_demo_writes_everything_it_names(tmp_path):
+    config = DemoConfig(
+        model=preset(
+            "tiny", image_size=32, width=32, decoder_width=32, depth=1, decoder_depth=1, tied_start=True
+        ),
+        training=PretrainConfig(steps=4, batch_size=4, evaluate_every=2),
+    )
+    from rich.console import Console
+
+    results = run_demo(config, tmp_path, Console(quiet=True))
+    again = run_demo(config, tmp_path, Console(quiet=True))  # replaces the first
+    assert again["auroc_moved_last"] == results["auroc_moved_last"]
+    assert (
+        json.loads((tmp_path / "results.json").read_text())["auroc_moved_last"] == again["auroc_moved_last"]
+    )
+    page = (tmp_path / "report.html").read_text()
+    for name in ("maps", "auroc", "reconstructions", "losses"):
+        assert read_png(tmp_path / f"{name}.png").std() > 5
+    assert page.count("data:image/png;base64,") == 4
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    assert f"{results['auroc_moved_last']:.3f}" in page
+    assert "tied_start=True" in page
+    assert MicronBERT.from_pretrained(tmp_path / "model").config == config.model
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["pretrain", "--data", "{tmp}/missing"], "missing: no such file or folder"),
+        (["pretrain", "--data", "{tmp}/empty"], "no image and no video was found"),
+        (["pretrain", "--data", "{tmp}/zero.mp4"], "no frame can be decoded from this video"),
+        (["pretrain", "--data", "{tmp}/text.txt"], "is neither a folder nor a video"),
+        (
+            ["pretrain", "--model.patch-size", "10", "--preset", "tiny"],
+            "patch_size=10 does not divide image_size=64",
+        ),
+        (["heatmap", "{tmp}/missing.png", "{face}", "--model", "{model}"], "missing.png: no such file"),
+        (
+            ["heatmap", "{tmp}/text.txt", "{face}", "--model", "{model}"],
+            "is not an image that can be decoded",
+        ),
+        (["heatmap", "{tmp}/small.png", "{face}", "--model", "{model}"], "differ in size"),
+        (["heatmap", "{face}", "{face}", "--model", "{tmp}/empty"], "holds no config.json"),
+    ],
+)
+def test_bad_input_is_named_without_a_traceback(arguments, message, faces, model_folder, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "zero.mp4").touch()
+    (tmp_path / "text.txt").write_text("text")
+    cv2.imwrite(str(tmp_path / "small.png"), np.zeros((20, 20, 3), np.uint8))
+    filled = [a.format(tmp=tmp_path, face=faces[0], model=model_folder) for a in arguments]
+    out = ["--out", str(tmp_path / "out")] if arguments[0] == "pretrain" else []
+    try:
+        status = main([*filled, *out])
+    except SystemExit as refused:  # settings are checked while the command line is parsed
+        status = refused.code
+    assert status in (1, 2)
+    captured = capsys.readouterr()
+    printed = re.sub(r"[\s│]+", " ", captured.err + captured.out)
+    assert message in printed
+    assert "Traceback" not in printed
+
+
+def test_maps_show_the_change_and_nothing_where_there_is_none(small):
+    model = small(tied_start=True)
+    clip = synthetic_clips([1])[2]
+    onset, apex = torch.from_numpy(clip.read([clip.onset, clip.apex], 32)).unsqueeze(1)
+    maps = visualize.change_maps(model, onset, apex)
+    assert {name: tuple(x.shape) for name, x in maps.items()} == dict.fromkeys(
+        ("difference", "micro_attention", "poi"), (1, 4, 4)
+    )
+    same = visualize.change_maps(model, onset, onset)
+    assert (same["difference"] == 0).all()
+    assert (same["micro_attention"] == 0).all()
+    assert maps["difference"].max() > 0
+
+
+def test_a_video_can_be_written_and_read_back(tmp_path):
+    frames = synthetic_clips([0])[0].read(range(12), 32)
+    write_video(tmp_path / "v.mov", frames)
+    assert main(["pretrain", "--data", str(tmp_path / "v.mov"), "--out", str(tmp_path / "o"), *SMALL]) == 0
