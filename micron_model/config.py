@@ -8,7 +8,7 @@ from typing import Literal
 
 @dataclass
 class MicronBERTConfig:
-    """Everything that fixes a :class:`micron_model.MicronBERT`; the defaults are the preset ``base``.
+    """Everything that fixes a model; the defaults are the preset "base".
 
     Sources: P, the paper (Nguyen et al., CVPR 2023); C, the authors' inference code; ours, chosen by us.
     """

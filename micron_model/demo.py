@@ -20,13 +20,15 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from torch import Tensor
 
+from micron_kernels import topk_mask
+
 from . import visualize
 from .config import MicronBERTConfig, preset
 from .data import SyntheticClip, synthetic_clips
 from .data.synthetic import CLASSES, FPS
 from .evaluation import auroc, swap_auroc
 from .micron_bert import MicronBERT
-from .training import PretrainConfig, pretrain
+from .training import CheckpointError, PretrainConfig, pretrain
 from .training.pretrain import read_log
 
 TRAINED_SUBJECTS = range(64)
@@ -42,7 +44,7 @@ class DemoConfig:
     model: MicronBERTConfig = field(default_factory=lambda: preset("tiny", tied_start=True))
     training: PretrainConfig = field(
         default_factory=lambda: PretrainConfig(
-            steps=400, batch_size=32, learning_rate=1e-3, evaluate_every=50, checkpoint_every=100
+            steps=400, batch_size=32, learning_rate=3e-4, evaluate_every=50, checkpoint_every=100
         )
     )
 
@@ -67,8 +69,7 @@ class HeldOut:
 
 def _map_auroc(values: Tensor, moved: Tensor) -> float:
     """How well a map finds the quarter of the patches of each pair that moved most."""
-    flat = moved.flatten(1)
-    most = flat >= flat.quantile(0.75, dim=1, keepdim=True)
+    most, _ = topk_mask(moved.float(), 0.25)
     return auroc(values.flatten(1).numpy(), most.numpy())
 
 
@@ -225,13 +226,20 @@ def _render(images: dict[str, bytes], results: dict[str, Any], config: DemoConfi
 
 
 def run_demo(config: DemoConfig, out: Path, console: Console) -> dict[str, Any]:
-    """Pre-train, measure and report into ``out``, replacing an earlier demo there."""
-    if (out / "checkpoint.pt").exists() and not (out / "results.json").exists() and any(out.glob("*/")):
-        console.print(f"{out} holds an unfinished demo: starting it anew", markup=False)
-    if (out / "log.jsonl").exists():
+    """Pre-train, measure and report into ``out``, replacing an earlier demo there.
+
+    Raises:
+        CheckpointError: ``out`` holds a run that is not a demo.
+    """
+    settings = out / "demo.json"
+    if (out / "checkpoint.pt").exists():
+        if not settings.exists():
+            raise CheckpointError(f"{out} holds a run that is not a demo: give another folder with --out")
         for name in ("checkpoint.pt", "log.jsonl", "results.json", "report.html"):
             (out / name).unlink(missing_ok=True)
         shutil.rmtree(out / "model", ignore_errors=True)
+    out.mkdir(parents=True, exist_ok=True)
+    settings.write_text(json.dumps(asdict(config), indent=2) + "\n")
     size, patch_size = config.model.image_size, config.model.patch_size
     held_out = HeldOut.make(size, patch_size)
 

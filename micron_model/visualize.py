@@ -78,7 +78,7 @@ def _overlay(axes: Axes, frame: Tensor, values: np.ndarray, opacity: float = 0.6
         stretched, cmap=MAP_COLOURS, vmin=0, vmax=1, alpha=opacity, extent=(0, width, height, 0),
         interpolation="nearest",
     )  # fmt: skip
-    axes.set_xlabel(f"{low:.2g} to {high:.2g}", fontsize=7, labelpad=2)
+    axes.set_xlabel(f"{low:.2f} to {high:.2f}", fontsize=7, labelpad=2)
 
 
 def figure_of_pairs(

@@ -145,6 +145,15 @@ def test_bad_input_is_named_without_a_traceback(arguments, message, faces, model
     assert "Traceback" not in printed
 
 
+def test_demo_does_not_replace_another_run(tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["pretrain", "--out", str(out), *SMALL]) == 0
+    before = (out / "checkpoint.pt").read_bytes()
+    assert main(["demo", "--out", str(out)]) == 1
+    assert "holds a run that is not a demo" in capsys.readouterr().err
+    assert (out / "checkpoint.pt").read_bytes() == before
+
+
 def test_maps_show_the_change_and_nothing_where_there_is_none(small):
     model = small(tied_start=True)
     clip = synthetic_clips([1])[2]
