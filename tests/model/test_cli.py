@@ -164,7 +164,8 @@ def test_maps_show_the_change_and_nothing_where_there_is_none(small):
     )
     same = visualize.change_maps(model, onset, onset)
     assert (same["difference"] == 0).all()
-    assert (same["micro_attention"] == 0).all()
+    # The two halves of a batch may be summed in other orders.
+    torch.testing.assert_close(same["micro_attention"], torch.zeros(1, 4, 4), atol=1e-4, rtol=0)
     assert maps["difference"].max() > 0
 
 
