@@ -20,7 +20,6 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from torch import Tensor, nn
@@ -331,14 +330,11 @@ def _train_step(run: _Run, batches: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _progress_bar(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
+    return Progress(  # fits 80 columns
+        BarColumn(bar_width=10),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]:.2f} steps/s"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        TextColumn("{task.fields[rate]:.2f}/s"),
+        TimeRemainingColumn(compact=True),
         TextColumn("{task.fields[losses]}"),
         console=console,
     )
