@@ -1,0 +1,38 @@
+// Schemas of the native operators, and what was built.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <torch/csrc/stable/library.h>
+
+#include "cpu/instruction_set.h"
+
+STABLE_TORCH_LIBRARY_FRAGMENT(micron_native, m) {
+  m.def(
+      "diagonal_attention(Tensor query, Tensor key, Tensor value, float scale, Tensor? row_weight, Tensor? rows, "
+      "Tensor? key_mask, Tensor(a!) out, Tensor(b!) weights, Tensor(c!) logsumexp) -> ()");
+  m.def(
+      "diagonal_attention_backward(Tensor? grad_out, Tensor? grad_weights, Tensor query, Tensor key, Tensor value, "
+      "float scale, Tensor? row_weight, Tensor? rows, Tensor? key_mask, Tensor logsumexp, Tensor(a!) d_query, "
+      "Tensor(b!) d_key, Tensor(c!) d_value, Tensor(d!)? d_weight) -> ()");
+}
+
+#ifndef MICRON_BUILD_FLAGS
+#define MICRON_BUILD_FLAGS "unknown"
+#endif
+#ifndef MICRON_CUDA_ARCHITECTURES
+#define MICRON_CUDA_ARCHITECTURES ""
+#endif
+#ifndef MICRON_NO_CUDA_REASON
+#define MICRON_NO_CUDA_REASON "not built"
+#endif
+
+PYBIND11_MODULE(_native, m) {
+  m.attr("compiler") = __VERSION__;
+  m.attr("flags") = MICRON_BUILD_FLAGS;
+  m.attr("cuda_architectures") = MICRON_CUDA_ARCHITECTURES;
+  m.attr("no_cuda_reason") = MICRON_NO_CUDA_REASON;
+  m.def("instruction_set", [] { return micron::name_of(micron::instruction_set()); },
+        "The instruction set in use.");
+  m.def("supported_instruction_sets", &micron::supported_instruction_sets,
+        "Those that were compiled and that this CPU has, slowest first.");
+  m.def("set_instruction_set", &micron::set_instruction_set, "Use another of them from now on: for tests.");
+}

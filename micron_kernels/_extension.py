@@ -1,0 +1,54 @@
+"""The compiled extension: whether it is there, why not, and what its callers share."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps -v <the source of micron-kernels>"
+
+#: The pybind11 module with the facts of the build, or None.
+module: ModuleType | None = None
+#: Why there is none, in one line.
+reason = ""
+
+
+def _load() -> None:
+    global module, reason
+    try:
+        from . import _native  # type: ignore[attr-defined, unused-ignore]
+
+        _native.instruction_set()
+        module = _native
+    except ModuleNotFoundError:
+        reason = "the extension was not built"
+    except Exception as error:  # whatever a stale or foreign binary does must not stop the package
+        reason = f"the extension does not load: {' '.join(str(error).split())}"
+        logging.getLogger("micron_kernels").warning("%s; rebuild it with: %s", reason, REBUILD)
+
+
+_load()
+
+
+def operators() -> Any:
+    """The namespace of the compiled operators."""
+    return torch.ops.micron_native
+
+
+def why_not(tensor: Tensor, dtypes: Sequence[torch.dtype]) -> str | None:
+    """Why the extension cannot take a tensor, where it has kernels for ``dtypes`` on CPU; or None."""
+    if tensor.device.type != "cpu":
+        return f"it has no kernel for {tensor.device.type} tensors"
+    if tensor.dtype not in dtypes:
+        return f"it has no kernel for {str(tensor.dtype).removeprefix('torch.')}"
+    return None
+
+
+def with_contiguous_rows(x: Tensor) -> Tensor:
+    """``x`` itself where elements of its last dimension lie side by side, otherwise a copy."""
+    return x if x.shape[-1] <= 1 or x.stride(-1) == 1 else x.contiguous()
