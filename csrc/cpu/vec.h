@@ -77,11 +77,12 @@ MICRON_INLINE float sum(vfloat v) {
   return total;
 }
 
-// 2^x for x <= 128, 0 below 2^-126; NaN stays. The polynomial is the minimax one on [-1/2, 1/2], relative
-// error 2e-9 before rounding.
-MICRON_INLINE vfloat exp2(vfloat x) {
+// e^x for x <= 88, 0 where that is below 2^-126; NaN stays. The polynomial is the minimax one of 2^x on
+// [-1/2, 1/2], relative error 2e-9 before rounding.
+MICRON_INLINE vfloat exp(vfloat x) {
   constexpr float ROUND = 0x1.8p23f;  // adding it leaves the nearest integer in the low bits
-  x = max(broadcast(-127.0f), x);
+  constexpr float LOG2_E = 0x1.715476p+0f;
+  x = max(broadcast(-127.0f), x * LOG2_E);
   const vfloat shifted = x + ROUND;
   const vfloat f = x - (shifted - ROUND);
   vfloat p = broadcast(0x1.41fbbcp-13f);

@@ -15,7 +15,7 @@ constexpr int64_t KEY_BLOCK = 128;  // keys of a packed operand of dQ
 
 struct RowScalars {
   float slope[ROW_BLOCK];       // scale · g_i
-  float logsumexp[ROW_BLOCK];   // in base 2; +inf in masked rows, whose P is 0
+  float logsumexp[ROW_BLOCK];   // +inf in masked rows, whose P is 0
   float factor[ROW_BLOCK];      // w_i · p_i
   float d_weight[ROW_BLOCK];    // p_i · v_i·dO_i
 };
@@ -51,9 +51,29 @@ struct Block {
   const Scratch<T>& scratch;
   int64_t first, count;  // its rows
 
-  void pack_panel(int panel) const {
+  // q_i·k_i for the rows of a panel, added in the order of the tile: where s_ii is all of the logsumexp, p is 1.
+  void diagonal(int panel, Word<T>* packed, float* to) const {
+    const T* rows[PANEL];
+    for (int lane = 0; lane < PANEL; ++lane) {
+      const int64_t row = panel * PANEL + lane;
+      rows[lane] = row < count ? head.key(head.position(first + row)) : nullptr;
+    }
+    pack_lanes(rows, problem.key.width, packed);
+    const Word<T>* lanes = scratch.packed_lanes + panel * Scratch<T>::lane_words(problem);
+    vfloat sums[VECTORS] = {};
+    for (int64_t k = 0; k < Scratch<T>::lane_words(problem); k += PANEL) {
+      for (int v = 0; v < VECTORS; ++v) {
+        sums[v] = multiply_add(sums[v], load_words(packed + k + v * LANES), lanes + k + v * LANES);
+      }
+    }
+    memcpy(to, sums, sizeof(sums));
+  }
+
+  void pack_panel(int panel, Word<T>* packed_keys) const {
     Lanes& lanes = scratch.lanes[panel];
     lanes.pack(head, first + panel * PANEL, scratch.packed_lanes + panel * Scratch<T>::lane_words(problem));
+    float products[PANEL];
+    diagonal(panel, packed_keys, products);
     for (int64_t row = panel * PANEL; row < (panel + 1) * PANEL; ++row) {
       RowScalars& scalars = *scratch.rows;
       scalars.slope[row] = scalars.factor[row] = scalars.d_weight[row] = 0;
@@ -71,9 +91,9 @@ struct Block {
               ? 0.0f
               : dot(problem.value.width, row_of<T>(problem.value, head.b, head.h, n), grad_out(row));
       const float a = head.weight(n) * value_grad + (problem.grad_weights == nullptr ? 0.0f : problem.grad_weights[at]);
-      const float score = dot(problem.query.width, query, head.key(n)) * (problem.scale * LOG2_E);
-      scalars.logsumexp[row] = problem.logsumexp[at] * LOG2_E;
-      const float p = exp2f(score - scalars.logsumexp[row]);
+      const float score = products[row - panel * PANEL] * problem.scale;
+      scalars.logsumexp[row] = problem.logsumexp[at];
+      const float p = expf(score - scalars.logsumexp[row]);
       scalars.slope[row] = problem.scale * p * a;
       scalars.factor[row] = head.weight(n) * p;
       scalars.d_weight[row] = p * value_grad;
@@ -83,20 +103,21 @@ struct Block {
   const T* grad_out(int64_t row) const { return row_of<T>(problem.grad_out, head.b, head.h, first + row); }
 
   // scale · g_i (δ_ij − P_ij) of one tile of keys and one panel of rows.
+  template <int V>
   __attribute__((noinline)) void d_scores(const Keys<T>& keys, int panel) const {
     Sums s;
-    scores(s, keys, scratch.packed_lanes + panel * Scratch<T>::lane_words(problem), problem.query.width,
+    scores<V>(s, keys, scratch.packed_lanes + panel * Scratch<T>::lane_words(problem), problem.query.width,
            problem.scale);
     const Lanes& lanes = scratch.lanes[panel];
     const bool meets = lanes.meets(keys.first);
     float* to = scratch.d_scores + keys.first * ROW_BLOCK + panel * PANEL;
 #pragma GCC unroll 2
-    for (int v = 0; v < VECTORS; ++v) {
+    for (int v = 0; v < V; ++v) {
       const vfloat logsumexp = load(scratch.rows->logsumexp + panel * PANEL + v * LANES);
       const vfloat slope = load(scratch.rows->slope + panel * PANEL + v * LANES);
 #pragma GCC unroll 16
       for (int i = 0; i < TILE; ++i) {
-        vfloat d = -slope * exp2(s.at[i][v] - logsumexp);
+        vfloat d = -slope * exp(s.at[i][v] - logsumexp);
         if (meets) {
           d += select(lanes.position[v] == broadcast(static_cast<int32_t>(keys.first + i)), slope, vfloat{});
         }
@@ -130,7 +151,7 @@ struct Block {
         s.at[i][1] = load(sums + i * stride + LANES);
       }
     }
-    accumulate<TILE, ROW_BLOCK, 1>(s, scratch.d_scores + first_key * ROW_BLOCK,
+    accumulate<TILE, VECTORS, ROW_BLOCK, 1>(s, scratch.d_scores + first_key * ROW_BLOCK,
                                    scratch.columns + column_panel * ROW_BLOCK * PANEL, count);
 #pragma GCC unroll 16
     for (int i = 0; i < TILE; ++i) {
@@ -165,7 +186,7 @@ struct Block {
       s.at[i][0] = load(sums + i * PANEL);
       s.at[i][1] = load(sums + i * PANEL + LANES);
     }
-    accumulate<ROW_TILE, 1, ROW_BLOCK>(s, scratch.d_scores + key * ROW_BLOCK + row, packed, keys);
+    accumulate<ROW_TILE, VECTORS, 1, ROW_BLOCK>(s, scratch.d_scores + key * ROW_BLOCK + row, packed, keys);
 #pragma GCC unroll 16
     for (int i = 0; i < ROW_TILE; ++i) {
       store(sums + i * PANEL, s.at[i][0]);
@@ -203,7 +224,9 @@ struct Block {
   void run() const {
     const int64_t panels = divide_up(count, PANEL), columns = Scratch<T>::column_panels(problem);
     parallel(panels, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) pack_panel(static_cast<int>(i));
+      Workspace workspace(Scratch<T>::lane_words(problem) * sizeof(Word<T>));
+      Word<T>* packed_keys = workspace.take<Word<T>>(Scratch<T>::lane_words(problem));
+      for (int64_t i = begin; i < end; ++i) pack_panel(static_cast<int>(i), packed_keys);
     });
     parallel(divide_up(problem.length, TILE), 1, [&](int64_t begin, int64_t end) {
       Workspace workspace(Keys<T>::size(problem.key.width) * sizeof(Word<T>));
@@ -211,7 +234,9 @@ struct Block {
       keys.packed = workspace.take<Word<T>>(Keys<T>::size(problem.key.width));
       for (int64_t tile = begin; tile < end; ++tile) {
         keys.pack(head, tile * TILE);
-        for (int panel = 0; panel < panels; ++panel) d_scores(keys, panel);
+        for (int panel = 0; panel < panels; ++panel) {
+          scratch.lanes[panel].narrow ? d_scores<1>(keys, panel) : d_scores<VECTORS>(keys, panel);
+        }
         for (int64_t column = 0; column < columns; ++column) d_key(tile * TILE, column);
       }
     });

@@ -7,35 +7,36 @@ namespace micron::diagonal_attention::MICRON_INSTRUCTION_SET {
 namespace {
 
 constexpr float LOWEST = -0x1.fffffep127f;
-constexpr int64_t LANES_BYTES = 256 << 10;  // of packed query rows a thread holds: they stay in its L2 cache
+constexpr int64_t LANES_BYTES = 512 << 10;  // of packed query rows a thread holds: they stay in its L2 cache
 
-// The running softmax of PANEL rows, base 2.
+// The running softmax of PANEL rows.
 struct Panel {
   Lanes lanes;
   vfloat maximum[VECTORS], sum[VECTORS], diagonal[VECTORS];
 };
 
-template <class T>
-__attribute__((noinline)) void attend(Panel& panel, const Keys<T>& keys, const Word<T>* lanes, int64_t width, float scale) {
+template <int V, class T>
+__attribute__((noinline)) void attend(Panel& panel, const Keys<T>& keys, const Word<T>* lanes, int64_t width,
+                                      float scale) {
   Sums s;
-  scores(s, keys, lanes, width, scale);
+  scores<V>(s, keys, lanes, width, scale);
   if (panel.lanes.meets(keys.first)) {
 #pragma GCC unroll 16
     for (int i = 0; i < TILE; ++i) {
       const vint key = broadcast(static_cast<int32_t>(keys.first + i));
-      for (int v = 0; v < VECTORS; ++v) {
+      for (int v = 0; v < V; ++v) {
         panel.diagonal[v] = select(panel.lanes.position[v] == key, s.at[i][v], panel.diagonal[v]);
       }
     }
   }
 #pragma GCC unroll 2
-  for (int v = 0; v < VECTORS; ++v) {
+  for (int v = 0; v < V; ++v) {
     vfloat maximum = panel.maximum[v];
 #pragma GCC unroll 16
     for (int i = 0; i < TILE; ++i) maximum = max(s.at[i][v], maximum);
-    vfloat sum = panel.sum[v] * exp2(panel.maximum[v] - maximum);
+    vfloat sum = panel.sum[v] * exp(panel.maximum[v] - maximum);
 #pragma GCC unroll 16
-    for (int i = 0; i < TILE; ++i) sum += exp2(s.at[i][v] - maximum);
+    for (int i = 0; i < TILE; ++i) sum += exp(s.at[i][v] - maximum);
     panel.maximum[v] = maximum;
     panel.sum[v] = sum;
   }
@@ -50,13 +51,13 @@ void finish(const Forward& problem, const Head<T>& head, const Panel& panel, int
   for (int lane = 0; lane < PANEL && first + lane < problem.computed; ++lane) {
     const int64_t n = head.position(first + lane), at = head.statistics(first + lane), width = problem.value.width;
     T* out = static_cast<T*>(problem.out) + at * width;
-    problem.logsumexp[at] = (maximum[lane] + log2f(sum[lane])) * LN_2;
+    problem.logsumexp[at] = maximum[lane] + logf(sum[lane]);
     if (head.masked(n)) {
       problem.weights[at] = 0;
       memset(static_cast<void*>(out), 0, static_cast<size_t>(width) * sizeof(T));
       continue;
     }
-    const float p = exp2f(diagonal[lane] - maximum[lane]) / sum[lane], factor = head.weight(n) * p;
+    const float p = expf(diagonal[lane] - maximum[lane]) / sum[lane], factor = head.weight(n) * p;
     problem.weights[at] = p;
     map(width, out, [=](vfloat x) { return factor * x; }, row_of<T>(problem.value, head.b, head.h, n));
   }
@@ -77,7 +78,10 @@ void forward_panels(const Forward& problem, const Head<T>& head, int64_t begin, 
   }
   for (int64_t key = 0; key < problem.length; key += TILE) {
     keys.pack(head, key);
-    for (int64_t i = 0; i < end - begin; ++i) attend(panels[i], keys, packed_lanes + i * step, width, problem.scale);
+    for (int64_t i = 0; i < end - begin; ++i) {
+      const auto attend_to = panels[i].lanes.narrow ? attend<1, T> : attend<VECTORS, T>;
+      attend_to(panels[i], keys, packed_lanes + i * step, width, problem.scale);
+    }
   }
   for (int64_t i = begin; i < end; ++i) finish(problem, head, panels[i - begin], i * PANEL);
 }

@@ -6,7 +6,6 @@
 
 namespace micron::diagonal_attention::MICRON_INSTRUCTION_SET {
 
-constexpr float LOG2_E = 0x1.715476p+0f, LN_2 = 0x1.62e430p-1f;
 
 MICRON_INLINE int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -38,12 +37,14 @@ struct Head {
 struct Lanes {
   vint position[VECTORS];
   int64_t low, high;  // bounds of the positions
+  bool narrow;        // one register holds all the rows
 
   template <class T, class W>
   void pack(const Head<T>& head, int64_t first, W* to) {
     const T* rows[PANEL];
     int32_t positions[PANEL];
     low = INT64_MAX, high = -1;
+    narrow = head.problem.computed - first <= LANES;
     for (int lane = 0; lane < PANEL; ++lane) {
       const bool exists = first + lane < head.problem.computed;
       const int64_t n = exists ? head.position(first + lane) : -1;
@@ -80,24 +81,25 @@ struct Keys {
   }
 };
 
-// log2(e) · scale · q·k, −inf for keys that are not kept.  [TILE keys][PANEL rows]
-template <class T>
+// scale · q·k, −inf for keys that are not kept.  [TILE keys][V registers of rows]
+template <int V, class T>
 MICRON_INLINE void scores(Sums& s, const Keys<T>& keys, const Word<T>* lanes, int64_t width, float scale) {
   const int64_t count = words(width, lanes);
   s = Sums{};
   const Word<T>* tile = keys.packed;
   for (int64_t k = 0; k < count; k += CHUNK, tile += TILE * CHUNK) {
-    accumulate<TILE, CHUNK, 1>(s, tile, lanes + k * PANEL, count - k < CHUNK ? count - k : CHUNK);
+    accumulate<TILE, V, CHUNK, 1>(s, tile, lanes + k * PANEL, count - k < CHUNK ? count - k : CHUNK);
   }
 #pragma GCC unroll 16
   for (int i = 0; i < TILE; ++i) {
-    s.at[i][0] *= scale * LOG2_E;
-    s.at[i][1] *= scale * LOG2_E;
+    for (int v = 0; v < V; ++v) s.at[i][v] *= scale;
   }
   if (keys.all_kept) return;
 #pragma GCC unroll 16
   for (int i = 0; i < TILE; ++i) {
-    if (!keys.kept[i]) s.at[i][0] = s.at[i][1] = broadcast(-__builtin_inff());
+    for (int v = 0; v < V; ++v) {
+      if (!keys.kept[i]) s.at[i][v] = broadcast(-__builtin_inff());
+    }
   }
 }
 

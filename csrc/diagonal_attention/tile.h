@@ -10,6 +10,7 @@
 namespace micron::diagonal_attention::MICRON_INSTRUCTION_SET {
 
 using namespace ::micron::MICRON_INSTRUCTION_SET;
+using ::micron::MICRON_INSTRUCTION_SET::broadcast;
 
 constexpr int VECTORS = 2;
 constexpr int PANEL = VECTORS * LANES;  // lanes of a tile
@@ -51,24 +52,27 @@ using Word = typename WordOf<T>::type;
 MICRON_INLINE int64_t words(int64_t width, const float*) { return width; }
 MICRON_INLINE int64_t words(int64_t width, const Pair*) { return (width + 1) / 2; }
 
-MICRON_INLINE vfloat multiply_add(vfloat sums, const float* a, const float* b) {
-  return sums + broadcast(*a) * load(b);
-}
+MICRON_INLINE vfloat multiply_add(vfloat sums, vfloat a, const float* b) { return sums + a * load(b); }
 #if defined(__AVX512BF16__)
-MICRON_INLINE vfloat multiply_add(vfloat sums, const Pair* a, const Pair* b) {
-  return (vfloat)_mm512_dpbf16_ps((__m512)sums, (__m512bh)_mm512_loadu_si512(b),
-                                  (__m512bh)_mm512_set1_epi32(bits_as<int32_t>(*a)));
+MICRON_INLINE vint broadcast(Pair pair) { return broadcast(bits_as<int32_t>(pair)); }
+MICRON_INLINE vfloat multiply_add(vfloat sums, vint a, const Pair* b) {
+  return (vfloat)_mm512_dpbf16_ps((__m512)sums, (__m512bh)_mm512_loadu_si512(b), (__m512bh)a);
 }
 #endif
 
-// ROWS of the tile; a[i, k] lies at a[i * STEP_I + k * STEP_K], b[k] at b + k * PANEL.
-template <int ROWS, int64_t STEP_I, int64_t STEP_K, class W>
+MICRON_INLINE vfloat load_words(const float* from) { return load(from); }
+MICRON_INLINE vint load_words(const Pair* from) { return load_bits<vint>(from); }
+
+// ROWS of the tile, the first V registers wide; a[i, k] lies at a[i * STEP_I + k * STEP_K], b[k] at b + k * PANEL.
+template <int ROWS, int V, int64_t STEP_I, int64_t STEP_K, class W>
 MICRON_INLINE void accumulate(Sums& sums, const W* a, const W* b, int64_t count) {
   for (int64_t k = 0; k < count; ++k, a += STEP_K, b += PANEL) {
 #pragma GCC unroll 16
     for (int i = 0; i < ROWS; ++i) {
-      sums.at[i][0] = multiply_add(sums.at[i][0], a + i * STEP_I, b);
-      sums.at[i][1] = multiply_add(sums.at[i][1], a + i * STEP_I, b + LANES);
+#pragma GCC unroll 2
+      for (int v = 0; v < V; ++v) {
+        sums.at[i][v] = multiply_add(sums.at[i][v], broadcast(a[i * STEP_I]), b + v * LANES);
+      }
     }
   }
 }
