@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -25,7 +24,7 @@ def _load() -> None:
 
         _native.instruction_set()
         module = _native
-    except ModuleNotFoundError:
+    except ModuleNotFoundError:  # its file is not there; of one that is, the loader says something else
         reason = "the extension was not built"
     except Exception as error:  # whatever a stale or foreign binary does must not stop the package
         reason = f"the extension does not load: {' '.join(str(error).split())}"
@@ -40,13 +39,9 @@ def operators() -> Any:
     return torch.ops.micron_native
 
 
-def why_not(tensor: Tensor, dtypes: Sequence[torch.dtype]) -> str | None:
-    """Why the extension cannot take a tensor, where it has kernels for ``dtypes`` on CPU; or None."""
-    if tensor.device.type != "cpu":
-        return f"it has no kernel for {tensor.device.type} tensors"
-    if tensor.dtype not in dtypes:
-        return f"it has no kernel for {str(tensor.dtype).removeprefix('torch.')}"
-    return None
+def register(implementations: dict[str, ModuleType], native: ModuleType) -> dict[str, ModuleType]:
+    """``implementations``, with ``native`` where the extension has loaded."""
+    return {**implementations, "native": native} if module is not None else implementations
 
 
 def with_contiguous_rows(x: Tensor) -> Tensor:

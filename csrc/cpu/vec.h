@@ -49,6 +49,18 @@ MICRON_INLINE void store_bits(T* to, const V& v) {
   memcpy(to, &v, sizeof(v));
 }
 
+// a · b + c, rounded once where the CPU can. Elsewhere products are rounded as written (-ffp-contract=off): the
+// backward repeats the scores of the forward to the bit.
+MICRON_INLINE vfloat fma(vfloat a, vfloat b, vfloat c) {
+#if defined(__AVX512F__)
+  return (vfloat)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__AVX2__)
+  return (vfloat)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+  return a * b + c;
+#endif
+}
+
 // b where a or b is NaN.
 MICRON_INLINE vfloat max(vfloat a, vfloat b) {
 #if defined(__AVX512F__)
@@ -86,12 +98,12 @@ MICRON_INLINE vfloat exp(vfloat x) {
   const vfloat shifted = x + ROUND;
   const vfloat f = x - (shifted - ROUND);
   vfloat p = broadcast(0x1.41fbbcp-13f);
-  p = p * f + 0x1.5f3e52p-10f;
-  p = p * f + 0x1.3b2d4cp-7f;
-  p = p * f + 0x1.c6aee8p-5f;
-  p = p * f + 0x1.ebfbdcp-3f;
-  p = p * f + 0x1.62e430p-1f;
-  p = p * f + 1.0f;
+  p = fma(p, f, broadcast(0x1.5f3e52p-10f));
+  p = fma(p, f, broadcast(0x1.3b2d4cp-7f));
+  p = fma(p, f, broadcast(0x1.c6aee8p-5f));
+  p = fma(p, f, broadcast(0x1.ebfbdcp-3f));
+  p = fma(p, f, broadcast(0x1.62e430p-1f));
+  p = fma(p, f, broadcast(1.0f));
   return p * bits_as<vfloat>((bits_as<vint>(shifted) + 127) << 23);
 }
 
@@ -226,9 +238,9 @@ MICRON_INLINE float dot(int64_t count, const A* a, const B* b) {
   vfloat total[4] = {};
   int64_t i = 0;
   for (; i + 4 * LANES <= count; i += 4 * LANES) {
-    for (int v = 0; v < 4; ++v) total[v] += load(a + i + v * LANES) * load(b + i + v * LANES);
+    for (int v = 0; v < 4; ++v) total[v] = fma(load(a + i + v * LANES), load(b + i + v * LANES), total[v]);
   }
-  for (; i + LANES <= count; i += LANES) total[0] += load(a + i) * load(b + i);
+  for (; i + LANES <= count; i += LANES) total[0] = fma(load(a + i), load(b + i), total[0]);
   float rest = 0;
   for (; i < count; ++i) rest += to_float(a[i]) * to_float(b[i]);
   return sum((total[0] + total[1]) + (total[2] + total[3])) + rest;

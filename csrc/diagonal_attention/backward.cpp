@@ -14,10 +14,11 @@ constexpr int PANELS = ROW_BLOCK / PANEL;
 constexpr int64_t KEY_BLOCK = 128;  // keys of a packed operand of dQ
 
 struct RowScalars {
-  float slope[ROW_BLOCK];       // scale · g_i
-  float logsumexp[ROW_BLOCK];   // +inf in masked rows, whose P is 0
-  float factor[ROW_BLOCK];      // w_i · p_i
-  float d_weight[ROW_BLOCK];    // p_i · v_i·dO_i
+  float maximum[ROW_BLOCK];   // +inf in masked rows, whose P is 0
+  float slope[ROW_BLOCK];     // −scale · g_i / Σ_j exp(s_ij − max)
+  float diagonal[ROW_BLOCK];  // scale · g_i (1 − p_i)
+  float factor[ROW_BLOCK];    // w_i · p_i
+  float d_weight[ROW_BLOCK];  // p_i · v_i·dO_i
 };
 
 // Where the intermediate results of one head lie.
@@ -51,7 +52,7 @@ struct Block {
   const Scratch<T>& scratch;
   int64_t first, count;  // its rows
 
-  // q_i·k_i for the rows of a panel, added in the order of the tile: where s_ii is all of the logsumexp, p is 1.
+  // q_i·k_i for the rows of a panel, added in the order of the tile: where s_ii is the maximum, p is exact.
   void diagonal(int panel, Word<T>* packed, float* to) const {
     const T* rows[PANEL];
     for (int lane = 0; lane < PANEL; ++lane) {
@@ -76,8 +77,8 @@ struct Block {
     diagonal(panel, packed_keys, products);
     for (int64_t row = panel * PANEL; row < (panel + 1) * PANEL; ++row) {
       RowScalars& scalars = *scratch.rows;
-      scalars.slope[row] = scalars.factor[row] = scalars.d_weight[row] = 0;
-      scalars.logsumexp[row] = __builtin_inff();
+      scalars.slope[row] = scalars.diagonal[row] = scalars.factor[row] = scalars.d_weight[row] = 0;
+      scalars.maximum[row] = __builtin_inff();
       if (row >= count) continue;
       const int64_t n = head.position(first + row);
       const T* query = head.query(n);
@@ -92,9 +93,10 @@ struct Block {
               : dot(problem.value.width, row_of<T>(problem.value, head.b, head.h, n), grad_out(row));
       const float a = head.weight(n) * value_grad + (problem.grad_weights == nullptr ? 0.0f : problem.grad_weights[at]);
       const float score = products[row - panel * PANEL] * problem.scale;
-      scalars.logsumexp[row] = problem.logsumexp[at];
-      const float p = expf(score - scalars.logsumexp[row]);
-      scalars.slope[row] = problem.scale * p * a;
+      const float p = expf(score - problem.row_max[at]) / problem.row_sum[at];
+      scalars.maximum[row] = problem.row_max[at];
+      scalars.slope[row] = -problem.scale * p * a / problem.row_sum[at];
+      scalars.diagonal[row] = problem.scale * p * (a - p * a);  // rounded less than g − g·p
       scalars.factor[row] = head.weight(n) * p;
       scalars.d_weight[row] = p * value_grad;
     }
@@ -113,13 +115,14 @@ struct Block {
     float* to = scratch.d_scores + keys.first * ROW_BLOCK + panel * PANEL;
 #pragma GCC unroll 2
     for (int v = 0; v < V; ++v) {
-      const vfloat logsumexp = load(scratch.rows->logsumexp + panel * PANEL + v * LANES);
+      const vfloat maximum = load(scratch.rows->maximum + panel * PANEL + v * LANES);
       const vfloat slope = load(scratch.rows->slope + panel * PANEL + v * LANES);
+      const vfloat diagonal = load(scratch.rows->diagonal + panel * PANEL + v * LANES);
 #pragma GCC unroll 16
       for (int i = 0; i < TILE; ++i) {
-        vfloat d = -slope * exp(s.at[i][v] - logsumexp);
+        vfloat d = slope * exp(s.at[i][v] - maximum);
         if (meets) {
-          d += select(lanes.position[v] == broadcast(static_cast<int32_t>(keys.first + i)), slope, vfloat{});
+          d = select(lanes.position[v] == broadcast(static_cast<int32_t>(keys.first + i)), diagonal, d);
         }
         store(to + i * ROW_BLOCK + v * LANES, d);
       }
@@ -217,7 +220,7 @@ struct Block {
     if (problem.rows == nullptr) {
       map(width, to, [=](vfloat from) { return factor * from; }, x);
     } else {
-      map(width, to, [=](vfloat from, vfloat before) { return before + factor * from; }, x, to);
+      map(width, to, [=](vfloat from, vfloat before) { return fma(broadcast(factor), from, before); }, x, to);
     }
   }
 

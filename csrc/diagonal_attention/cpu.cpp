@@ -70,17 +70,18 @@ void run(const Backward& arguments) {
 
 void forward(const Tensor& query, const Tensor& key, const Tensor& value, double scale,
              const OptionalTensor& row_weight, const OptionalTensor& rows, const OptionalTensor& key_mask,
-             const Tensor& out, const Tensor& weights, const Tensor& logsumexp) {
+             const Tensor& out, const Tensor& weights, const Tensor& row_max, const Tensor& row_sum) {
   Forward f{problem(query, key, value, scale, row_weight, rows, key_mask)};
   f.out = contiguous_data<void>("out", out, query.scalar_type(), {f.batch, f.heads, f.computed, f.value.width});
   f.weights = contiguous_data<float>("weights", weights, ScalarType::Float, {f.batch, f.heads, f.computed});
-  f.logsumexp = contiguous_data<float>("logsumexp", logsumexp, ScalarType::Float, {f.batch, f.heads, f.computed});
+  f.row_max = contiguous_data<float>("row_max", row_max, ScalarType::Float, {f.batch, f.heads, f.computed});
+  f.row_sum = contiguous_data<float>("row_sum", row_sum, ScalarType::Float, {f.batch, f.heads, f.computed});
   if (f.batch * f.heads * f.computed > 0) run(f);
 }
 
 void backward(const OptionalTensor& grad_out, const OptionalTensor& grad_weights, const Tensor& query,
               const Tensor& key, const Tensor& value, double scale, const OptionalTensor& row_weight,
-              const OptionalTensor& rows, const OptionalTensor& key_mask, const Tensor& logsumexp,
+              const OptionalTensor& rows, const OptionalTensor& key_mask, const Tensor& row_max, const Tensor& row_sum,
               const Tensor& d_query, const Tensor& d_key, const Tensor& d_value, const OptionalTensor& d_weight) {
   Backward b{problem(query, key, value, scale, row_weight, rows, key_mask)};
   const auto f32 = ScalarType::Float;
@@ -88,7 +89,8 @@ void backward(const OptionalTensor& grad_out, const OptionalTensor& grad_weights
     b.grad_out = tokens("grad_out", *grad_out, query.scalar_type(), b.batch, b.heads, b.computed, b.value.width);
   }
   b.grad_weights = contiguous_data<const float>("grad_weights", grad_weights, f32, {b.batch, b.heads, b.computed});
-  b.logsumexp = contiguous_data<const float>("logsumexp", logsumexp, f32, {b.batch, b.heads, b.computed});
+  b.row_max = contiguous_data<const float>("row_max", row_max, f32, {b.batch, b.heads, b.computed});
+  b.row_sum = contiguous_data<const float>("row_sum", row_sum, f32, {b.batch, b.heads, b.computed});
   b.d_query = contiguous_data<float>("d_query", d_query, f32, {b.batch, b.heads, b.length, b.query.width});
   b.d_key = contiguous_data<float>("d_key", d_key, f32, {b.batch, b.heads, b.length, b.query.width});
   b.d_value = contiguous_data<float>("d_value", d_value, f32, {b.batch, b.heads, b.length, b.value.width});

@@ -51,7 +51,8 @@ void finish(const Forward& problem, const Head<T>& head, const Panel& panel, int
   for (int lane = 0; lane < PANEL && first + lane < problem.computed; ++lane) {
     const int64_t n = head.position(first + lane), at = head.statistics(first + lane), width = problem.value.width;
     T* out = static_cast<T*>(problem.out) + at * width;
-    problem.logsumexp[at] = maximum[lane] + logf(sum[lane]);
+    problem.row_max[at] = sum[lane] == 0 ? 0 : maximum[lane];
+    problem.row_sum[at] = sum[lane] == 0 ? 1 : sum[lane];
     if (head.masked(n)) {
       problem.weights[at] = 0;
       memset(static_cast<void*>(out), 0, static_cast<size_t>(width) * sizeof(T));

@@ -27,13 +27,14 @@ struct Problem {
 struct Forward : Problem {
   void* out;         // (B, H, K, Ev) of dtype
   float* weights;    // (B, H, K)
-  float* logsumexp;  // (B, H, K)
+  float* row_max;    // (B, H, K): max_j s_ij, 0 where every key is masked
+  float* row_sum;    // (B, H, K): Σ_j exp(s_ij − max), 1 where every key is masked
 };
 
 struct Backward : Problem {
   Tokens grad_out;                      // (B, H, K, Ev); data may be null
   const float* grad_weights = nullptr;  // (B, H, K), contiguous, or null
-  const float* logsumexp;               // (B, H, K), contiguous
+  const float *row_max, *row_sum;       // (B, H, K), contiguous
   // Contiguous fp32. With rows, query, value and weight must hold zeros: gradients are added up.
   float* d_query;   // (B, H, N, E)
   float* d_key;     // (B, H, N, E)

@@ -52,7 +52,7 @@ using Word = typename WordOf<T>::type;
 MICRON_INLINE int64_t words(int64_t width, const float*) { return width; }
 MICRON_INLINE int64_t words(int64_t width, const Pair*) { return (width + 1) / 2; }
 
-MICRON_INLINE vfloat multiply_add(vfloat sums, vfloat a, const float* b) { return sums + a * load(b); }
+MICRON_INLINE vfloat multiply_add(vfloat sums, vfloat a, const float* b) { return fma(a, load(b), sums); }
 #if defined(__AVX512BF16__)
 MICRON_INLINE vint broadcast(Pair pair) { return broadcast(bits_as<int32_t>(pair)); }
 MICRON_INLINE vfloat multiply_add(vfloat sums, vint a, const Pair* b) {

@@ -35,7 +35,7 @@ MICRON_INLINE void add_row(int64_t columns, const T* x, const T* r, float* sums)
       columns, sums,
       [](vfloat a, vfloat b, vfloat sum) {
         const vfloat d = a - b;
-        return sum + (SQUARED ? d * d : abs(d));
+        return SQUARED ? fma(d, d, sum) : sum + abs(d);
       },
       x, r, sums);
 }

@@ -5,14 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._extension import operators, why_not, with_contiguous_rows
+from .._extension import operators, with_contiguous_rows
 
+DEVICES = ("cpu",)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-def unsupported(query: Tensor) -> str | None:
-    """Why this implementation cannot serve a call with this query, or None."""
-    return why_not(query, DTYPES)
 
 
 def _per_head(row_weight: Tensor | None, heads: int) -> Tensor | None:
@@ -35,13 +31,14 @@ def forward(
     row_weight: Tensor | None,
     rows: Tensor | None,
     key_mask: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(out (B, H, K, Ev), p (B, H, K), logsumexp (B, H, K))."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(out (B, H, K, Ev), p, row_max, row_sum, each (B, H, K)); a row with every key masked has 0 and 1."""
     batch, heads, length, _ = query.shape
     computed = length if rows is None else rows.shape[1]
     out = torch.empty((batch, heads, computed, value.shape[3]), dtype=value.dtype)
-    weights = torch.empty((batch, heads, computed), dtype=torch.float32)
-    logsumexp = torch.empty((batch, heads, computed), dtype=torch.float32)
+    weights, row_max, row_sum = (
+        torch.empty((batch, heads, computed), dtype=torch.float32) for _ in range(3)
+    )
     operators().diagonal_attention(
         with_contiguous_rows(query),
         with_contiguous_rows(key),
@@ -52,9 +49,10 @@ def forward(
         _contiguous(key_mask),
         out,
         weights,
-        logsumexp,
+        row_max,
+        row_sum,
     )
-    return out, weights, logsumexp
+    return out, weights, row_max, row_sum
 
 
 def backward(
@@ -67,7 +65,8 @@ def backward(
     row_weight: Tensor | None,
     rows: Tensor | None,
     key_mask: Tensor | None,
-    logsumexp: Tensor,
+    row_max: Tensor,
+    row_sum: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(dQ, dK, dV, dw), each of the shape and dtype of its input; dw is empty without a row_weight."""
     new = torch.empty if rows is None else torch.zeros  # the kernel adds up the rows it is given
@@ -85,7 +84,8 @@ def backward(
         _per_head(row_weight, query.shape[1]),
         _contiguous(rows),
         _contiguous(key_mask),
-        logsumexp.contiguous(),
+        row_max.contiguous(),
+        row_sum.contiguous(),
         d_query,
         d_key,
         d_value,

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from .._implementation import accumulate_dtype, autocast_off
-from . import reference
+from .._extension import register
+from . import native, reference
 
-IMPLEMENTATIONS = {"reference": reference}
+IMPLEMENTATIONS = register({"reference": reference}, native)
 
 
 def _check_rows(rows: Optional[Tensor], length: int) -> None:
