@@ -34,11 +34,11 @@ __attribute__((noinline)) void attend(Panel& panel, const Keys<T>& keys, const W
     vfloat maximum = panel.maximum[v];
 #pragma GCC unroll 16
     for (int i = 0; i < TILE; ++i) maximum = max(s.at[i][v], maximum);
-    vfloat sum = panel.sum[v] * exp(panel.maximum[v] - maximum);
+    vfloat sum{};
 #pragma GCC unroll 16
     for (int i = 0; i < TILE; ++i) sum += exp(s.at[i][v] - maximum);
+    panel.sum[v] = fma(panel.sum[v], exp(panel.maximum[v] - maximum), sum);
     panel.maximum[v] = maximum;
-    panel.sum[v] = sum;
   }
 }
 
