@@ -26,10 +26,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(micron_native, m) {
       "gather_tokens_backward(Tensor grad, Tensor? tokens, Tensor? scores, Tensor indices, bool in_place, "
       "Tensor(a!) d_tokens, Tensor(b!)? d_scores) -> ()");
   m.def(
-      "swap_patches(Tensor frame, Tensor other, Tensor swap, int patch_size, Tensor? mean, Tensor? std, "
+      "swap_patches(Tensor frame, Tensor other, Tensor swap, int patch_size, Tensor factor, Tensor shift, "
       "Tensor(a!) out) -> ()");
   m.def(
-      "swap_patches_backward(Tensor grad, Tensor swap, int patch_size, Tensor? std, Tensor(a!) d_frame, "
+      "swap_patches_backward(Tensor grad, Tensor swap, int patch_size, Tensor factor, Tensor(a!) d_frame, "
       "Tensor(b!) d_other) -> ()");
 }
 
