@@ -61,6 +61,14 @@ MICRON_INLINE vfloat fma(vfloat a, vfloat b, vfloat c) {
 #endif
 }
 
+MICRON_INLINE float fma(float a, float b, float c) {
+#if defined(__FMA__)
+  return __builtin_fmaf(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
 // b where a or b is NaN.
 MICRON_INLINE vfloat max(vfloat a, vfloat b) {
 #if defined(__AVX512F__)
@@ -243,7 +251,7 @@ MICRON_INLINE float dot(int64_t count, const A* a, const B* b) {
   }
   for (; i + LANES <= count; i += LANES) total[0] = fma(load(a + i), load(b + i), total[0]);
   float rest = 0;
-  for (; i < count; ++i) rest += to_float(a[i]) * to_float(b[i]);
+  for (; i < count; ++i) rest = fma(to_float(a[i]), to_float(b[i]), rest);
   return sum((total[0] + total[1]) + (total[2] + total[3])) + rest;
 }
 

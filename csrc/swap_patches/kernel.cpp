@@ -44,7 +44,7 @@ MICRON_INLINE void convert(const Run& run, int64_t width, const From* from, int6
   if (stride == 1) {
     for (; x < run.end && x + LANES <= width; x += LANES) store(to + x, fma(factors, load(from + x), shifts));
   }
-  for (; x < run.end; ++x) from_float(factor * to_float(from[x * stride]) + shift, to + x);
+  for (; x < run.end; ++x) from_float(fma(factor, to_float(from[x * stride]), shift), to + x);
 }
 
 template <class F>
