@@ -22,8 +22,18 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"  # the stable ABI of torch 2.11
-CXXFLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno -Wall".split()
-AVX512 = "-march=x86-64-v4 -mprefer-vector-width=512 -Wno-uninitialized -Wno-maybe-uninitialized"  # GCC bug 105593
+CXXFLAGS = [
+    "-std=c++17",
+    "-O3",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-Wall",
+]
+AVX512 = (
+    "-march=x86-64-v4 -mprefer-vector-width=512 -Wno-uninitialized -Wno-maybe-uninitialized"  # GCC bug 105593
+)
 #: Flags by instruction set. Every kernel is compiled once for each, in a namespace of that name.
 INSTRUCTION_SETS = {
     "portable": "",
@@ -52,7 +62,10 @@ def kernel_sources() -> list[tuple[str, str]]:
 
 def host_sources() -> list[str]:
     csrc = ROOT / "csrc"
-    return [str(p) for p in (csrc / "module.cpp", *sorted(csrc.glob("cpu/*.cpp")), *sorted(csrc.glob("*/cpu.cpp")))]
+    return [
+        str(p)
+        for p in (csrc / "module.cpp", *sorted(csrc.glob("cpu/*.cpp")), *sorted(csrc.glob("*/cpu.cpp")))
+    ]
 
 
 def cuda_sources(build: str) -> tuple[list[str], str, str]:
@@ -120,7 +133,9 @@ def ninja_file(output: Path, objects: Path, build: str) -> str:
     cuda, nvcc, no_cuda = cuda_sources(build)
     architectures = os.environ.get("TORCH_CUDA_ARCH_LIST", DEFAULT_CUDA_ARCHITECTURES)
     flags = [*CXXFLAGS, TARGET, *os.environ.get("CXXFLAGS", "").split()]
-    sets = "; ".join(f"{name}: {extra or 'baseline'}" for name, extra in INSTRUCTION_SETS.items() if X86 or not extra)
+    sets = "; ".join(
+        f"{name}: {extra or 'baseline'}" for name, extra in INSTRUCTION_SETS.items() if X86 or not extra
+    )
     includes = [f"-isystem{torch / 'include'}", f"-isystem{sysconfig.get_paths()['include']}"]
     facts = {
         "MICRON_BUILD_FLAGS": f"{' '.join(flags)} ({sets})",
@@ -130,7 +145,13 @@ def ninja_file(output: Path, objects: Path, build: str) -> str:
     definitions = ["-DMICRON_X86"] if X86 else []
     libraries = [f"-L{torch / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
     if cuda:
-        libraries += [f"-L{Path(nvcc).parent.parent / 'lib64'}", "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
+        libraries += [
+            f"-L{Path(nvcc).parent.parent / 'lib64'}",
+            "-lcudart_static",
+            "-ldl",
+            "-lrt",
+            "-lpthread",
+        ]
     shared = ["-undefined", "dynamic_lookup", "-bundle"] if sys.platform == "darwin" else ["-shared"]
     lines = [
         f"cxx = {compiler}",
@@ -183,7 +204,9 @@ class BuildWithNinja(build_ext):
         except (CannotBuild, OSError) as why:
             if os.environ.get("MICRON_BUILD") in ("cpu", "cuda"):
                 raise SystemExit(f"micron_kernels: {why}") from None
-            print(f"micron_kernels: installing in pure Python, without native kernels: {why}", file=sys.stderr)
+            print(
+                f"micron_kernels: installing in pure Python, without native kernels: {why}", file=sys.stderr
+            )
 
 
 def extensions() -> list[Extension]:

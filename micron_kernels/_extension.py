@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 from types import ModuleType
 from typing import Any
@@ -20,10 +21,9 @@ reason = ""
 def _load() -> None:
     global module, reason
     try:
-        from . import _native  # type: ignore[attr-defined, unused-ignore]
-
-        _native.instruction_set()
-        module = _native
+        native = importlib.import_module("micron_kernels._native")
+        native.instruction_set()
+        module = native
     except ModuleNotFoundError:  # its file is not there; of one that is, the loader says something else
         reason = "the extension was not built"
     except Exception as error:  # whatever a stale or foreign binary does must not stop the package

@@ -32,7 +32,10 @@ def _installed(distribution: str) -> str:
 def _extension_facts() -> list[str]:
     facts = _extension.module
     if facts is None:
-        return [f"extension       none: {_extension.reason}", f"                to build it: {_extension.REBUILD}"]
+        return [
+            f"extension       none: {_extension.reason}",
+            f"                to build it: {_extension.REBUILD}",
+        ]
     return [
         f"extension       built by {facts.compiler}",
         f"                flags {facts.flags}",
@@ -62,7 +65,9 @@ def describe() -> str:
     cpu = torch.device("cpu")
     for name, ops in OPERATORS.items():
         available = ", ".join(ops.IMPLEMENTATIONS)
-        lines.append(f"{name:<22}{choose(name, None, ops.IMPLEMENTATIONS, cpu, torch.float32):<12}{available}")
+        lines.append(
+            f"{name:<22}{choose(name, None, ops.IMPLEMENTATIONS, cpu, torch.float32):<12}{available}"
+        )
     missing = [impl for impl in NAMES if not any(impl in ops.IMPLEMENTATIONS for ops in OPERATORS.values())]
     if missing:
         lines.append("")

@@ -36,9 +36,7 @@ def forward(
     batch, heads, length, _ = query.shape
     computed = length if rows is None else rows.shape[1]
     out = torch.empty((batch, heads, computed, value.shape[3]), dtype=value.dtype)
-    weights, row_max, row_sum = (
-        torch.empty((batch, heads, computed), dtype=torch.float32) for _ in range(3)
-    )
+    weights, row_max, row_sum = (torch.empty((batch, heads, computed), dtype=torch.float32) for _ in range(3))
     operators().diagonal_attention(
         with_contiguous_rows(query),
         with_contiguous_rows(key),

@@ -5,8 +5,8 @@ from typing import Optional, Tuple
 import torch
 from torch import Tensor
 
-from .._implementation import accumulate_dtype, autocast_off
 from .._extension import register
+from .._implementation import accumulate_dtype, autocast_off
 from . import native, reference
 
 IMPLEMENTATIONS = register({"reference": reference}, native)

@@ -32,9 +32,7 @@ def forward(
     if frame.dtype == torch.uint8:
         factor = factor / 255
     out = torch.empty(frame.shape, dtype=dtype)
-    operators().swap_patches(
-        frame, other, swap.contiguous(), patch_size, factor.float(), shift.float(), out
-    )
+    operators().swap_patches(frame, other, swap.contiguous(), patch_size, factor.float(), shift.float(), out)
     return out
 
 

@@ -1,5 +1,6 @@
-import harness
 import pytest
+
+import harness
 
 
 @pytest.fixture(autouse=True)

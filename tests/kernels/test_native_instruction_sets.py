@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 
-import harness
 import pytest
 import test_diagonal_attention
 import test_frame_difference
@@ -12,6 +11,7 @@ import test_poi_topk
 import test_swap_patches
 import torch
 
+import harness
 from micron_kernels import _extension, frame_difference, mask_tokens, swap_patches, topk_mask
 from micron_kernels.testing import (
     eager_diagonal_attention,
