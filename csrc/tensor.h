@@ -54,6 +54,15 @@ T* contiguous_data(const char* name, const OptionalTensor& x, ScalarType dtype, 
   return x ? contiguous_data<T>(name, *x, dtype, shape) : nullptr;
 }
 
+// The same for a tensor that a kernel fills.
+template <class T>
+T* output_data(const char* name, const Tensor& x, ScalarType dtype, std::initializer_list<int64_t> shape) {
+  T* data = contiguous_data<T>(name, x, dtype, shape);
+  const size_t size = dtype == ScalarType::Float ? 4 : dtype == ScalarType::Long ? 8 : 2;
+  advise_huge_pages(const_cast<void*>(static_cast<const void*>(data)), static_cast<size_t>(x.numel()) * size);
+  return data;
+}
+
 inline void check_unit_stride(const char* name, const Tensor& x) {
   const int64_t last = x.dim() - 1;
   STD_TORCH_CHECK(x.size(last) <= 1 || x.stride(last) == 1, name, ": its last dimension must be contiguous");

@@ -22,6 +22,10 @@ using ParallelBody = void (*)(void* context, int64_t begin, int64_t end);
 void parallel_for(int64_t count, int64_t grain, ParallelBody body, void* context);
 int64_t thread_count();
 
+// Asks for huge pages under a large result, as NumPy does under its arrays: memory fresh from the system costs a
+// fault a page, which is more than the kernels here spend on a page.
+void advise_huge_pages(void* data, size_t bytes);
+
 // Scratch memory, aligned to a cache line; throws std::bad_alloc.
 class Workspace {
  public:

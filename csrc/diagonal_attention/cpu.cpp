@@ -72,7 +72,7 @@ void forward(const Tensor& query, const Tensor& key, const Tensor& value, double
              const OptionalTensor& row_weight, const OptionalTensor& rows, const OptionalTensor& key_mask,
              const Tensor& out, const Tensor& weights, const Tensor& row_max, const Tensor& row_sum) {
   Forward f{problem(query, key, value, scale, row_weight, rows, key_mask)};
-  f.out = contiguous_data<void>("out", out, query.scalar_type(), {f.batch, f.heads, f.computed, f.value.width});
+  f.out = output_data<void>("out", out, query.scalar_type(), {f.batch, f.heads, f.computed, f.value.width});
   f.weights = contiguous_data<float>("weights", weights, ScalarType::Float, {f.batch, f.heads, f.computed});
   f.row_max = contiguous_data<float>("row_max", row_max, ScalarType::Float, {f.batch, f.heads, f.computed});
   f.row_sum = contiguous_data<float>("row_sum", row_sum, ScalarType::Float, {f.batch, f.heads, f.computed});
@@ -91,9 +91,9 @@ void backward(const OptionalTensor& grad_out, const OptionalTensor& grad_weights
   b.grad_weights = contiguous_data<const float>("grad_weights", grad_weights, f32, {b.batch, b.heads, b.computed});
   b.row_max = contiguous_data<const float>("row_max", row_max, f32, {b.batch, b.heads, b.computed});
   b.row_sum = contiguous_data<const float>("row_sum", row_sum, f32, {b.batch, b.heads, b.computed});
-  b.d_query = contiguous_data<float>("d_query", d_query, f32, {b.batch, b.heads, b.length, b.query.width});
-  b.d_key = contiguous_data<float>("d_key", d_key, f32, {b.batch, b.heads, b.length, b.query.width});
-  b.d_value = contiguous_data<float>("d_value", d_value, f32, {b.batch, b.heads, b.length, b.value.width});
+  b.d_query = output_data<float>("d_query", d_query, f32, {b.batch, b.heads, b.length, b.query.width});
+  b.d_key = output_data<float>("d_key", d_key, f32, {b.batch, b.heads, b.length, b.query.width});
+  b.d_value = output_data<float>("d_value", d_value, f32, {b.batch, b.heads, b.length, b.value.width});
   b.d_weight = contiguous_data<float>("d_weight", d_weight, f32, {b.batch, b.heads, b.length});
   if (b.batch * b.heads * b.length > 0) run(b);
 }

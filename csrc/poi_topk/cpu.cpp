@@ -57,7 +57,7 @@ void gather(const Tensor& tokens, const OptionalTensor& scores, const Tensor& in
   Gather p = gather_of(indices, scores, in_place, tokens.size(0), tokens.size(1), tokens.size(2));
   p.dtype = floating("tokens", tokens);
   p.tokens = tokens.data_ptr(), p.stride_b = tokens.stride(0), p.stride_n = tokens.stride(1);
-  p.out = contiguous_data<void>("out", out, tokens.scalar_type(), {p.batch, in_place ? p.length : p.k, p.width});
+  p.out = output_data<void>("out", out, tokens.scalar_type(), {p.batch, in_place ? p.length : p.k, p.width});
   if (p.batch * p.width > 0) run(p);
 }
 
@@ -77,7 +77,7 @@ void backward(const Tensor& grad, const OptionalTensor& tokens, const OptionalTe
     check_unit_stride("tokens", *tokens);
     p.tokens = tokens->data_ptr(), p.stride_b = tokens->stride(0), p.stride_n = tokens->stride(1);
   }
-  p.d_tokens = contiguous_data<void>("d_tokens", d_tokens, grad.scalar_type(), {batch, length, width});
+  p.d_tokens = output_data<void>("d_tokens", d_tokens, grad.scalar_type(), {batch, length, width});
   p.d_scores = contiguous_data<float>("d_scores", d_scores, ScalarType::Float, {batch, length});
   if (batch * length > 0) run(p);
 }

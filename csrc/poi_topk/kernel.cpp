@@ -89,45 +89,7 @@ void topk_of_row(const TopK& p, int64_t b, float* scores, int32_t* keys, int64_t
   memcpy(p.indices + b * p.k, kept, static_cast<size_t>(p.k) * sizeof(int64_t));
 }
 
-constexpr int64_t STREAM_BYTES = 32 << 20;  // a result this large does not stay in the cache: write past it
 constexpr int64_t KEPT_A_TASK = 128;
-
-// Past the cache in the middle, where registers are aligned.
-void copy_bytes(char* to, const char* from, int64_t bytes, bool stream) {
-#if defined(__AVX2__)
-  if (stream && bytes >= 256) {
-    const int64_t head = static_cast<int64_t>(-reinterpret_cast<uintptr_t>(to) & 31);
-    memcpy(to, from, static_cast<size_t>(head));
-    int64_t i = head;
-    for (; i + 32 <= bytes; i += 32) {
-      _mm256_stream_si256((__m256i*)(to + i), _mm256_loadu_si256((const __m256i*)(from + i)));
-    }
-    memcpy(to + i, from + i, static_cast<size_t>(bytes - i));
-    return;
-  }
-#endif
-  memcpy(to, from, static_cast<size_t>(bytes));
-}
-
-void zero_bytes(char* to, int64_t bytes, bool stream) {
-#if defined(__AVX2__)
-  if (stream && bytes >= 256) {
-    const int64_t head = static_cast<int64_t>(-reinterpret_cast<uintptr_t>(to) & 31);
-    memset(to, 0, static_cast<size_t>(head));
-    int64_t i = head;
-    for (; i + 32 <= bytes; i += 32) _mm256_stream_si256((__m256i*)(to + i), _mm256_setzero_si256());
-    memset(to + i, 0, static_cast<size_t>(bytes - i));
-    return;
-  }
-#endif
-  memset(to, 0, static_cast<size_t>(bytes));
-}
-
-void finish_stream() {
-#if defined(__AVX2__)
-  _mm_sfence();
-#endif
-}
 
 template <class T>
 const T* row(const void* data, int64_t b, int64_t stride_b, int64_t n, int64_t stride_n) {
@@ -138,8 +100,9 @@ const T* row(const void* data, int64_t b, int64_t stride_b, int64_t n, int64_t s
 template <class T, class Write>
 void for_kept(const Gather& p, bool in_place, T* out, const Write& write) {
   const int64_t tasks = p.k == 0 ? 1 : (p.k + KEPT_A_TASK - 1) / KEPT_A_TASK;
-  const int64_t row_bytes = p.width * static_cast<int64_t>(sizeof(T));
-  const bool stream = p.batch * (in_place ? p.length : p.k) * row_bytes >= STREAM_BYTES;
+  const auto zero = [&](T* rows, int64_t count) {
+    memset(static_cast<void*>(rows), 0, static_cast<size_t>(count * p.width) * sizeof(T));
+  };
   parallel(p.batch * tasks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t b = task / tasks, first = task % tasks * KEPT_A_TASK;
@@ -148,23 +111,19 @@ void for_kept(const Gather& p, bool in_place, T* out, const Write& write) {
       T* rows = out + b * (in_place ? p.length : p.k) * p.width;
       int64_t next = first == 0 ? 0 : indices[first - 1] + 1;
       for (int64_t j = first; j < last; ++j) {
-        if (in_place) zero_bytes(reinterpret_cast<char*>(rows + next * p.width), (indices[j] - next) * row_bytes, stream);
-        write(b, j, indices[j], rows + (in_place ? indices[j] : j) * p.width, stream);
+        if (in_place) zero(rows + next * p.width, indices[j] - next);
+        write(b, j, indices[j], rows + (in_place ? indices[j] : j) * p.width);
         next = indices[j] + 1;
       }
-      if (in_place && last == p.k) {
-        zero_bytes(reinterpret_cast<char*>(rows + next * p.width), (p.length - next) * row_bytes, stream);
-      }
+      if (in_place && last == p.k) zero(rows + next * p.width, p.length - next);
     }
-    if (stream) finish_stream();
   });
 }
 
 template <class T>
-MICRON_INLINE void write_row(const Gather& p, int64_t b, int64_t n, const T* from, T* to, bool stream) {
+MICRON_INLINE void write_row(const Gather& p, int64_t b, int64_t n, const T* from, T* to) {
   if (p.scores.data == nullptr) {
-    copy_bytes(reinterpret_cast<char*>(to), reinterpret_cast<const char*>(from),
-               p.width * static_cast<int64_t>(sizeof(T)), stream);
+    memcpy(static_cast<void*>(to), from, static_cast<size_t>(p.width) * sizeof(T));
   } else {
     const vfloat factor = broadcast(score(p.scores, b, n));
     map(p.width, to, [=](vfloat x) { return x * factor; }, from);
@@ -173,8 +132,8 @@ MICRON_INLINE void write_row(const Gather& p, int64_t b, int64_t n, const T* fro
 
 template <class T>
 void gather_of(const Gather& p) {
-  for_kept(p, p.in_place, static_cast<T*>(p.out), [&](int64_t b, int64_t, int64_t n, T* to, bool stream) {
-    write_row(p, b, n, row<T>(p.tokens, b, p.stride_b, n, p.stride_n), to, stream);
+  for_kept(p, p.in_place, static_cast<T*>(p.out), [&](int64_t b, int64_t, int64_t n, T* to) {
+    write_row(p, b, n, row<T>(p.tokens, b, p.stride_b, n, p.stride_n), to);
   });
 }
 
@@ -183,9 +142,9 @@ void backward_of(const GatherBackward& p) {
   if (p.d_scores != nullptr) {
     memset(p.d_scores, 0, static_cast<size_t>(p.batch * p.length) * sizeof(float));
   }
-  for_kept(p, true, static_cast<T*>(p.d_tokens), [&](int64_t b, int64_t j, int64_t n, T* to, bool stream) {
+  for_kept(p, true, static_cast<T*>(p.d_tokens), [&](int64_t b, int64_t j, int64_t n, T* to) {
     const T* grad = row<T>(p.grad, b, p.grad_stride_b, p.in_place ? n : j, p.grad_stride_n);
-    write_row(p, b, n, grad, to, stream);
+    write_row(p, b, n, grad, to);
     if (p.d_scores != nullptr) {
       p.d_scores[b * p.length + n] = dot(p.width, row<T>(p.tokens, b, p.stride_b, n, p.stride_n), grad);
     }

@@ -38,7 +38,7 @@ void forward(const Tensor& frame, const Tensor& other, const Tensor& swap, int64
   STD_TORCH_CHECK(other.scalar_type() == frame.scalar_type(), "other has the wrong dtype");
   f.from = dtype_of("frame", frame), f.to = floating("out", out);
   f.frame = image(frame), f.other = image(other);
-  f.out = contiguous_data<void>("out", out, out.scalar_type(), {f.batch, f.channels, f.height, f.width});
+  f.out = output_data<void>("out", out, out.scalar_type(), {f.batch, f.channels, f.height, f.width});
   if (!empty(f)) run(f);
 }
 
@@ -48,8 +48,8 @@ void backward(const Tensor& grad, const Tensor& swap, int64_t patch_size, const 
   b.from = floating("grad", grad), b.to = floating("d_frame", d_frame);
   b.grad = image(grad);
   const auto dtype = d_frame.scalar_type();
-  b.d_frame = contiguous_data<void>("d_frame", d_frame, dtype, {b.batch, b.channels, b.height, b.width});
-  b.d_other = contiguous_data<void>("d_other", d_other, dtype, {b.batch, b.channels, b.height, b.width});
+  b.d_frame = output_data<void>("d_frame", d_frame, dtype, {b.batch, b.channels, b.height, b.width});
+  b.d_other = output_data<void>("d_other", d_other, dtype, {b.batch, b.channels, b.height, b.width});
   if (!empty(b)) run(b);
 }
 
