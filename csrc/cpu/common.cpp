@@ -19,7 +19,7 @@ int64_t thread_count() { return torch::stable::get_num_threads(); }
 
 void advise_huge_pages(void* data, size_t bytes) {
 #ifdef MADV_HUGEPAGE
-  constexpr uintptr_t PAGE = 4096, WORTH_IT = 4 << 20;
+  constexpr uintptr_t PAGE = 4096, WORTH_IT = 16 << 20;
   if (bytes < WORTH_IT) return;
   const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + PAGE - 1) / PAGE * PAGE;
   const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) / PAGE * PAGE;
