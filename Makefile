@@ -5,14 +5,14 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test lint format install clean
+.PHONY: demo test lint format install clean bench wheel abi-check sanitize-cpu
 
 install: $(STAMP)
 
 # torch first and pinned: nothing that depends on it may then choose another build.
 $(STAMP): pyproject.toml setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt pip setuptools wheel torch numpy
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt pip setuptools wheel ninja torch numpy
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e ".[dev]"
 	touch $(STAMP)
 
@@ -30,6 +30,20 @@ lint: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Timings and bench/results/<machine>.json; without --benchmark the same files are a quick test.
+bench: $(STAMP)
+	$(BIN)/python -m pytest bench --benchmark
+
+wheel: $(STAMP)
+	$(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
+
+# Other versions of torch that the same binary must serve: make abi-check TORCH="2.11.0 2.14.0"
+abi-check: $(STAMP)
+	PYTHON=$(BIN)/python tools/abi_check.sh $(TORCH)
+
+sanitize-cpu: $(STAMP)
+	PYTHON=$(BIN)/python tools/sanitize_cpu.sh
 
 clean:
 	rm -rf $(VENV) build dist out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -7,8 +7,8 @@ import platform
 
 import torch
 
-from . import __version__
-from ._implementation import _WHAT_IT_NEEDS, NAMES, choose
+from . import __version__, _extension
+from ._implementation import NAMES, choose, what_it_needs
 from .diagonal_attention import ops as diagonal_attention
 from .frame_difference import ops as frame_difference
 from .poi_topk import ops as poi_topk
@@ -29,6 +29,22 @@ def _installed(distribution: str) -> str:
         return "not installed"
 
 
+def _extension_facts() -> list[str]:
+    facts = _extension.module
+    if facts is None:
+        return [
+            f"extension       none: {_extension.reason}",
+            f"                to build it: {_extension.REBUILD}",
+        ]
+    return [
+        f"extension       built by {facts.compiler}",
+        f"                flags {facts.flags}",
+        f"                instruction sets {', '.join(facts.supported_instruction_sets())}; "
+        f"in use: {facts.instruction_set()}",
+        f"                CUDA {facts.cuda_architectures or 'half not built: ' + facts.no_cuda_reason}",
+    ]
+
+
 def describe() -> str:
     """The report as text, a fact a line."""
     if torch.cuda.is_available():
@@ -42,16 +58,20 @@ def describe() -> str:
         f"triton          {_installed('triton')}",
         f"CPU             {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads",
         *(f"GPU             {name}" for name in gpus),
+        *_extension_facts(),
         "",
-        "operator              active      available",
+        "operator              on CPU      available",
     ]
+    cpu = torch.device("cpu")
     for name, ops in OPERATORS.items():
         available = ", ".join(ops.IMPLEMENTATIONS)
-        lines.append(f"{name:<22}{choose(name, None, ops.IMPLEMENTATIONS):<12}{available}")
+        lines.append(
+            f"{name:<22}{choose(name, None, ops.IMPLEMENTATIONS, cpu, torch.float32):<12}{available}"
+        )
     missing = [impl for impl in NAMES if not any(impl in ops.IMPLEMENTATIONS for ops in OPERATORS.values())]
     if missing:
         lines.append("")
-        lines += [f"{impl}: not available: it needs {_WHAT_IT_NEEDS[impl]}" for impl in missing]
+        lines += [f"{impl}: not available: it needs {what_it_needs(impl)}" for impl in missing]
     return "\n".join(lines)
 
 

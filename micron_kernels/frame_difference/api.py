@@ -59,5 +59,5 @@ def frame_difference(
     if norm not in ("l1", "l2"):
         raise ValueError(f"norm={norm!r}; it must be 'l1' or 'l2'")
     scale = _check.per_channel("channel_scale", channel_scale, channels, frames)
-    chosen = choose("frame_difference", impl, ops.IMPLEMENTATIONS)
+    chosen = choose("frame_difference", impl, ops.IMPLEMENTATIONS, frames.device, frames.dtype)
     return ops.frame_difference(frames, reference, patch_size, norm, scale, chosen)

@@ -5,10 +5,12 @@ from typing import Optional, Tuple
 import torch
 from torch import Tensor
 
+from .._extension import register
 from .._implementation import accumulate_dtype, autocast_off
+from . import native
 from . import reference as reference_implementation
 
-IMPLEMENTATIONS = {"reference": reference_implementation}
+IMPLEMENTATIONS = register({"reference": reference_implementation}, native)
 
 
 @torch.library.custom_op("micron_kernels::frame_difference", mutates_args=())

@@ -55,7 +55,7 @@ def topk_mask(scores: Tensor, k: int | float, *, impl: Impl | None = None) -> tu
         RuntimeError: ``impl`` names an implementation that is not available.
     """
     _check_scores(scores)
-    chosen = choose("poi_topk", impl, ops.IMPLEMENTATIONS)
+    chosen = choose("poi_topk", impl, ops.IMPLEMENTATIONS, scores.device, scores.dtype)
     return ops.topk_mask(scores.detach(), count(k, scores.shape[1]), chosen)
 
 
@@ -80,7 +80,7 @@ def mask_tokens(
         RuntimeError: ``impl`` names an implementation that is not available.
     """
     _check_tokens(tokens, scores)
-    chosen = choose("poi_topk", impl, ops.IMPLEMENTATIONS)
+    chosen = choose("poi_topk", impl, ops.IMPLEMENTATIONS, tokens.device, tokens.dtype, scores.dtype)
     return ops.mask_tokens(tokens, scores, count(k, scores.shape[1]), weighted, chosen)[0]
 
 
@@ -95,5 +95,5 @@ def select_tokens(
         tokens (B, k, D) in the dtype of ``tokens``, contiguous; indices (B, k) int64, ascending.
     """
     _check_tokens(tokens, scores)
-    chosen = choose("poi_topk", impl, ops.IMPLEMENTATIONS)
+    chosen = choose("poi_topk", impl, ops.IMPLEMENTATIONS, tokens.device, tokens.dtype, scores.dtype)
     return ops.select_tokens(tokens, scores, count(k, scores.shape[1]), weighted, chosen)

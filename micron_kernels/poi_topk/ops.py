@@ -9,10 +9,11 @@ from typing import Tuple
 import torch
 from torch import Tensor
 
+from .._extension import register
 from .._implementation import autocast_off
-from . import reference
+from . import native, reference
 
-IMPLEMENTATIONS = {"reference": reference}
+IMPLEMENTATIONS = register({"reference": reference}, native)
 
 
 @torch.library.custom_op("micron_kernels::topk_mask", mutates_args=())

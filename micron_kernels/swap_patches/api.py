@@ -67,7 +67,7 @@ def swap_patches(
     if isinstance(std, (list, tuple)) and 0 in std:  # a tensor may be on a GPU, where looking would stop it
         raise ValueError(f"std={std!r} holds 0, by which the result would be divided")
     std = _check.per_channel("std", std, channels, frame)
-    chosen = choose("swap_patches", impl, ops.IMPLEMENTATIONS)
+    chosen = choose("swap_patches", impl, ops.IMPLEMENTATIONS, frame.device, frame.dtype, dtype)
     return ops.swap_patches(frame, other, swap, patch_size, mean, std, dtype, chosen)
 
 

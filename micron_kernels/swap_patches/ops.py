@@ -5,10 +5,11 @@ from typing import Optional, Tuple
 import torch
 from torch import Tensor
 
+from .._extension import register
 from .._implementation import autocast_off
-from . import reference
+from . import native, reference
 
-IMPLEMENTATIONS = {"reference": reference}
+IMPLEMENTATIONS = register({"reference": reference}, native)
 
 
 @torch.library.custom_op("micron_kernels::swap_patches", mutates_args=())

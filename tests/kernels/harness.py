@@ -29,6 +29,11 @@ def targets(ops) -> list:
     ]
 
 
+def computes_in(ops, impl: str, dtype: torch.dtype) -> bool:
+    """Whether ``impl`` has kernels for ``dtype``; impl=None takes another one where it has none."""
+    return dtype in getattr(ops.IMPLEMENTATIONS[impl], "DTYPES", (dtype,))
+
+
 def in_layout(x: Tensor, layout: str) -> Tensor:
     """The values of ``x`` (of its first batch entry if expanded) in another memory layout."""
     if layout == "contiguous" or x.dim() == 0:

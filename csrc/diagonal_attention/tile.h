@@ -1,0 +1,156 @@
+// The register tile all products of diagonal attention are made of, and the packing of its operands.
+//
+// A tile is acc[i][lane] += Σ_k a[i, k] · b[k][lane]: `a` is broadcast element by element, `b` is read by whole
+// registers. For the scores, lanes are query rows and i counts keys: the running maximum and sum of a row then
+// live in one lane, and nothing is summed across lanes.
+#pragma once
+
+#include "../cpu/vec.h"
+
+namespace micron::diagonal_attention::MICRON_INSTRUCTION_SET {
+
+using namespace ::micron::MICRON_INSTRUCTION_SET;
+using ::micron::MICRON_INSTRUCTION_SET::broadcast;
+
+constexpr int VECTORS = 2;
+constexpr int PANEL = VECTORS * LANES;  // lanes of a tile
+#if defined(__AVX512F__)
+constexpr int TILE = 14;       // 28 of 32 registers hold sums
+constexpr int ROW_TILE = 13;   // divides ROW_BLOCK with the least left over
+constexpr int ROW_BLOCK = 128; // query rows whose score gradients are held at a time
+#else
+constexpr int TILE = 6;  // 12 of 16
+constexpr int ROW_TILE = 6;
+constexpr int ROW_BLOCK = 6 * PANEL;
+#endif
+constexpr int64_t CHUNK = 128;  // elements of a row that lie together in a packed tile of keys
+
+struct Sums {
+  vfloat at[TILE][VECTORS];
+};
+
+// Two neighbouring bf16 elements, multiplied and added by one instruction.
+struct Pair {
+  bfloat16 low, high;
+};
+
+template <class T>
+struct WordOf {
+  using type = float;
+};
+#if defined(__AVX512BF16__)
+template <>
+struct WordOf<bfloat16> {
+  using type = Pair;
+};
+#endif
+
+// What a score tile multiplies: floats, or pairs of bf16.
+template <class T>
+using Word = typename WordOf<T>::type;
+
+MICRON_INLINE int64_t words(int64_t width, const float*) { return width; }
+MICRON_INLINE int64_t words(int64_t width, const Pair*) { return (width + 1) / 2; }
+
+MICRON_INLINE vfloat multiply_add(vfloat sums, vfloat a, const float* b) { return fma(a, load(b), sums); }
+#if defined(__AVX512BF16__)
+MICRON_INLINE vint broadcast(Pair pair) { return broadcast(bits_as<int32_t>(pair)); }
+MICRON_INLINE vfloat multiply_add(vfloat sums, vint a, const Pair* b) {
+  return (vfloat)_mm512_dpbf16_ps((__m512)sums, (__m512bh)_mm512_loadu_si512(b), (__m512bh)a);
+}
+#endif
+
+MICRON_INLINE vfloat load_words(const float* from) { return load(from); }
+MICRON_INLINE vint load_words(const Pair* from) { return load_bits<vint>(from); }
+
+// ROWS of the tile, the first V registers wide; a[i, k] lies at a[i * STEP_I + k * STEP_K], b[k] at b + k * PANEL.
+template <int ROWS, int V, int64_t STEP_I, int64_t STEP_K, class W>
+MICRON_INLINE void accumulate(Sums& sums, const W* a, const W* b, int64_t count) {
+  for (int64_t k = 0; k < count; ++k, a += STEP_K, b += PANEL) {
+#pragma GCC unroll 16
+    for (int i = 0; i < ROWS; ++i) {
+#pragma GCC unroll 2
+      for (int v = 0; v < V; ++v) {
+        sums.at[i][v] = multiply_add(sums.at[i][v], broadcast(a[i * STEP_I]), b + v * LANES);
+      }
+    }
+  }
+}
+
+// ---- words of a row of T ----
+
+template <class T>
+MICRON_INLINE float word(const T* row, int64_t index, int64_t, const float*) {
+  return to_float(row[index]);
+}
+template <class T>
+MICRON_INLINE Pair word(const T* row, int64_t index, int64_t width, const Pair*) {
+  return {row[2 * index], 2 * index + 1 < width ? row[2 * index + 1] : bfloat16{0}};
+}
+template <class T>
+MICRON_INLINE vfloat load_words(const T* row, int64_t index, const float*) {
+  return load(row + index);
+}
+template <class T>
+MICRON_INLINE vint load_words(const T* row, int64_t index, const Pair*) {
+  return load_bits<vint>(row + 2 * index);
+}
+MICRON_INLINE int64_t whole_words(int64_t width, const float*) { return width; }
+MICRON_INLINE int64_t whole_words(int64_t width, const Pair*) { return width / 2; }
+
+// ---- packing; a null row counts as zeros ----
+
+// to[chunk][i][CHUNK]: the TILE rows of a score tile that are broadcast.
+template <class T, class W>
+void pack_tile(const T* const (&rows)[TILE], int64_t width, W* to) {
+  const int64_t count = words(width, to), whole = whole_words(width, to);
+  for (int64_t start = 0; start < count; start += CHUNK, to += TILE * CHUNK) {
+    for (int i = 0; i < TILE; ++i) {
+      const int64_t end = start + CHUNK < count ? start + CHUNK : count;
+      W* row = to + i * CHUNK;
+      int64_t k = start;
+      if (rows[i] == nullptr) {
+        memset(static_cast<void*>(row), 0, static_cast<size_t>(end - start) * sizeof(W));
+        continue;
+      }
+      for (; k + LANES <= (end < whole ? end : whole); k += LANES) {
+        store_bits(row + (k - start), load_words(rows[i], k, row));
+      }
+      for (; k < end; ++k) row[k - start] = word(rows[i], k, width, row);
+    }
+  }
+}
+
+// to[k][PANEL]: the PANEL rows of a score tile that are its lanes, transposed.
+template <class T, class W>
+void pack_lanes(const T* const (&rows)[PANEL], int64_t width, W* to) {
+  const int64_t count = words(width, to), whole = whole_words(width, to);
+  for (int v = 0; v < VECTORS; ++v) {
+    const T* const* group = rows + v * LANES;
+    int64_t k = 0;
+    for (; k + LANES <= whole; k += LANES) {
+      using V = decltype(load_words(group[0], k, to));
+      V x[LANES];
+#pragma GCC unroll 16
+      for (int i = 0; i < LANES; ++i) x[i] = group[i] == nullptr ? V{} : load_words(group[i], k, to);
+      transpose(x);
+#pragma GCC unroll 16
+      for (int i = 0; i < LANES; ++i) store_bits(to + (k + i) * PANEL + v * LANES, x[i]);
+    }
+    for (; k < count; ++k) {
+      for (int i = 0; i < LANES; ++i) {
+        to[k * PANEL + v * LANES + i] = group[i] == nullptr ? W{} : word(group[i], k, width, to);
+      }
+    }
+  }
+}
+
+// to[PANEL] = row[start, start + PANEL) in fp32, zeros past the width.
+template <class T>
+MICRON_INLINE void pack_columns(const T* row, int64_t start, int64_t width, float* to) {
+  const int64_t count = width - start < PANEL ? width - start : PANEL;
+  if (row == nullptr || count < PANEL) memset(to, 0, PANEL * sizeof(float));
+  if (row != nullptr) map(count, to, [](vfloat x) { return x; }, row + start);
+}
+
+}  // namespace micron::diagonal_attention::MICRON_INSTRUCTION_SET

@@ -1,0 +1,252 @@
+// Compiled once for every instruction set. Formulas: micron_kernels/frame_difference/reference.py.
+//
+// The work is done strip by strip, a strip being one row of patches. Differences are added up column by column,
+// with full registers whatever the patch size; the columns of a patch are added at the end of a plane. The strip
+// of the reference stays in the cache while all T frames are compared with it.
+#include "kernel.h"
+
+#include "../cpu/vec.h"
+
+namespace micron::frame_difference::MICRON_INSTRUCTION_SET {
+
+using namespace ::micron::MICRON_INSTRUCTION_SET;
+
+namespace {
+
+template <class T>
+MICRON_INLINE T* row_of(const Images& x, int64_t b, int64_t t, int64_t plane, int64_t y) {
+  return static_cast<T*>(const_cast<void*>(x.data)) + b * x.stride_image + t * x.stride_time +
+         plane * x.stride_plane + y * x.stride_row;
+}
+
+// Sums of columns over the rows of one strip of one plane: float, or exact integers for uint8.
+template <class T>
+struct Column {
+  using type = float;
+};
+template <>
+struct Column<uint8_t> {
+  using type = uint32_t;
+};
+
+template <bool SQUARED, class T>
+MICRON_INLINE void add_row(int64_t columns, const T* x, const T* r, float* sums) {
+  map(
+      columns, sums,
+      [](vfloat a, vfloat b, vfloat sum) {
+        const vfloat d = a - b;
+        return SQUARED ? fma(d, d, sum) : sum + abs(d);
+      },
+      x, r, sums);
+}
+
+template <bool SQUARED>
+MICRON_INLINE void add_row(int64_t columns, const uint8_t* __restrict x, const uint8_t* __restrict r,
+                           uint32_t* __restrict sums) {
+  for (int64_t i = 0; i < columns; ++i) {
+    const int32_t d = static_cast<int32_t>(x[i]) - r[i];
+    sums[i] += static_cast<uint32_t>(SQUARED ? d * d : d < 0 ? -d : d);
+  }
+}
+
+// Adds the columns of each patch, times their factors, to `patches`.
+template <class C>
+MICRON_INLINE void add_patches(const Problem& p, int64_t plane, const C* sums, float* patches) {
+  for (int64_t patch = 0; patch < p.patches_across(); ++patch, sums += p.patch_columns) {
+    if (p.channels == 1) {
+      C total = 0;
+      for (int64_t i = 0; i < p.patch_columns; ++i) total += sums[i];
+      patches[patch] += static_cast<float>(total) * p.factors[plane];
+    } else {
+      for (int64_t channel = 0; channel < p.channels; ++channel) {
+        C total = 0;
+        for (int64_t i = channel; i < p.patch_columns; i += p.channels) total += sums[i];
+        patches[patch] += static_cast<float>(total) * p.factors[channel];
+      }
+    }
+  }
+}
+
+template <bool SQUARED, class T>
+void strip(const Forward& p, int64_t b, int64_t index, typename Column<T>::type* sums) {
+  const int64_t across = p.patches_across(), top = index * p.patch_height;
+  for (int64_t t = 0; t < p.time; ++t) {
+    float* patches = p.out + ((b * p.time + t) * p.strips() + index) * across;
+    memset(patches, 0, static_cast<size_t>(across) * sizeof(float));
+    for (int64_t plane = 0; plane < p.planes; ++plane) {
+      memset(sums, 0, static_cast<size_t>(p.columns) * sizeof(*sums));
+      for (int64_t y = top; y < top + p.patch_height; ++y) {
+        add_row<SQUARED>(p.columns, row_of<const T>(p.frames, b, t, plane, y),
+                         row_of<const T>(p.reference, b, 0, plane, y), sums);
+      }
+      add_patches(p, plane, sums, patches);
+    }
+    for (int64_t i = 0; i < across; ++i) patches[i] /= p.patch_size();
+  }
+}
+
+#if defined(__AVX2__)
+// Sums of |x − r| over groups of 8 columns by one instruction, where those groups do not cross patches.
+#if defined(__AVX512BW__)
+using Bytes = __m512i;
+MICRON_INLINE Bytes absolute_differences(const uint8_t* x, const uint8_t* r) {
+  return _mm512_sad_epu8(_mm512_loadu_si512(x), _mm512_loadu_si512(r));
+}
+MICRON_INLINE Bytes plus(Bytes a, Bytes b) { return _mm512_add_epi64(a, b); }
+#else
+using Bytes = __m256i;
+MICRON_INLINE Bytes absolute_differences(const uint8_t* x, const uint8_t* r) {
+  return _mm256_sad_epu8(_mm256_loadu_si256((const __m256i*)x), _mm256_loadu_si256((const __m256i*)r));
+}
+MICRON_INLINE Bytes plus(Bytes a, Bytes b) { return _mm256_add_epi64(a, b); }
+#endif
+
+void add_rows_by_eights(const Problem& p, const uint8_t* x, const uint8_t* r, int64_t* sums) {
+  constexpr int64_t STEP = sizeof(Bytes);
+  int64_t i = 0;
+  for (; i + STEP <= p.columns; i += STEP) {
+    Bytes total = load_bits<Bytes>(sums + i / 8);
+    for (int64_t y = 0; y < p.patch_height; ++y) {
+      total = plus(total, absolute_differences(x + y * p.frames.stride_row + i, r + y * p.reference.stride_row + i));
+    }
+    store_bits(sums + i / 8, total);
+  }
+  for (; i < p.columns; i += 8) {
+    __m128i total = _mm_loadl_epi64((const __m128i*)(sums + i / 8));
+    for (int64_t y = 0; y < p.patch_height; ++y) {
+      total = _mm_add_epi64(total,
+                            _mm_sad_epu8(_mm_loadl_epi64((const __m128i*)(x + y * p.frames.stride_row + i)),
+                                         _mm_loadl_epi64((const __m128i*)(r + y * p.reference.stride_row + i))));
+    }
+    _mm_storel_epi64((__m128i*)(sums + i / 8), total);
+  }
+}
+
+bool fits_eights(const Problem& p) {
+  return p.dtype == Dtype::uint8 && !p.squared && p.channels == 1 && p.patch_columns % 8 == 0;
+}
+
+void strip_by_eights(const Forward& p, int64_t b, int64_t index, int64_t* sums) {
+  const int64_t across = p.patches_across(), top = index * p.patch_height, groups = p.patch_columns / 8;
+  for (int64_t t = 0; t < p.time; ++t) {
+    float* patches = p.out + ((b * p.time + t) * p.strips() + index) * across;
+    memset(patches, 0, static_cast<size_t>(across) * sizeof(float));
+    for (int64_t plane = 0; plane < p.planes; ++plane) {
+      memset(sums, 0, static_cast<size_t>(p.columns / 8) * sizeof(int64_t));
+      add_rows_by_eights(p, row_of<const uint8_t>(p.frames, b, t, plane, top),
+                         row_of<const uint8_t>(p.reference, b, 0, plane, top), sums);
+      for (int64_t i = 0; i < across; ++i) {
+        int64_t total = 0;
+        for (int64_t group = 0; group < groups; ++group) total += sums[i * groups + group];
+        patches[i] += static_cast<float>(total) * p.factors[plane];
+      }
+    }
+    for (int64_t i = 0; i < across; ++i) patches[i] /= p.patch_size();
+  }
+}
+#endif
+
+constexpr int64_t GRAIN_BYTES = 64 << 10;  // less is not worth another thread
+
+int64_t grain(const Problem& p) {
+  const int64_t bytes = (p.time + 1) * p.planes * p.patch_height * p.columns;
+  return bytes >= GRAIN_BYTES ? 1 : GRAIN_BYTES / (bytes + 1);
+}
+
+template <bool SQUARED, class T>
+void forward_of(const Forward& p) {
+  parallel(p.batch * p.strips(), grain(p), [&](int64_t begin, int64_t end) {
+    Workspace workspace(p.columns * sizeof(uint64_t));
+#if defined(__AVX2__)
+    if (fits_eights(p)) {
+      int64_t* sums = workspace.take<int64_t>(p.columns / 8);
+      for (int64_t i = begin; i < end; ++i) strip_by_eights(p, i / p.strips(), i % p.strips(), sums);
+      return;
+    }
+#endif
+    auto* sums = workspace.take<typename Column<T>::type>(p.columns);
+    for (int64_t i = begin; i < end; ++i) strip<SQUARED, T>(p, i / p.strips(), i % p.strips(), sums);
+  });
+}
+
+// slope[x] = g · factor of every column of a strip of one plane, before the sign (l1) or d (l2).
+void spread_gradient(const Backward& p, int64_t b, int64_t t, int64_t index, int64_t plane, float* slope) {
+  const float* grad = p.grad + ((b * p.time + t) * p.strips() + index) * p.patches_across();
+  for (int64_t patch = 0; patch < p.patches_across(); ++patch) {
+    const float g = grad[patch] / p.patch_size();
+    for (int64_t i = 0; i < p.patch_columns; ++i) {
+      *slope++ = g * p.factors[p.channels == 1 ? plane : i % p.channels];
+    }
+  }
+}
+
+// The sign of d with NaN staying NaN, or 2d.
+template <bool SQUARED>
+MICRON_INLINE vfloat derivative(vfloat d) {
+  if (SQUARED) return d + d;
+  const vfloat one = bits_as<vfloat>((bits_as<vint>(d) & INT32_MIN) | bits_as<vint>(broadcast(1.0f)));
+  return select(d != 0.0f, one, vfloat{}) + select(d != d, d, vfloat{});
+}
+
+template <bool SQUARED, class T>
+void strip_backward(const Backward& p, int64_t b, int64_t index, float* slopes, float* sums) {
+  for (int64_t plane = 0; plane < p.planes; ++plane) {
+    for (int64_t t = 0; t < p.time; ++t) spread_gradient(p, b, t, index, plane, slopes + t * p.columns);
+    for (int64_t y = index * p.patch_height; y < (index + 1) * p.patch_height; ++y) {
+      memset(sums, 0, static_cast<size_t>(p.columns) * sizeof(float));
+      const T* reference = row_of<const T>(p.reference, b, 0, plane, y);
+      for (int64_t t = 0; t < p.time; ++t) {
+        const T* frame = row_of<const T>(p.frames, b, t, plane, y);
+        const float* slope = slopes + t * p.columns;
+        const auto d_frame = [](vfloat x, vfloat r, vfloat s) { return s * derivative<SQUARED>(x - r); };
+        map(p.columns, row_of<T>(p.d_frames, b, t, plane, y), d_frame, frame, reference, slope);
+        map(
+            p.columns, sums, [&](vfloat x, vfloat r, vfloat s, vfloat sum) { return sum - d_frame(x, r, s); }, frame,
+            reference, slope, static_cast<const float*>(sums));
+      }
+      map(p.columns, row_of<T>(p.d_reference, b, 0, plane, y), [](vfloat x) { return x; }, sums);
+    }
+  }
+}
+
+template <bool SQUARED, class T>
+void backward_of(const Backward& p) {
+  parallel(p.batch * p.strips(), grain(p), [&](int64_t begin, int64_t end) {
+    Workspace workspace((p.time + 1) * p.columns * sizeof(float) + 64);
+    float* slopes = workspace.take<float>(p.time * p.columns);
+    float* sums = workspace.take<float>(p.columns);
+    for (int64_t i = begin; i < end; ++i) {
+      strip_backward<SQUARED, T>(p, i / p.strips(), i % p.strips(), slopes, sums);
+    }
+  });
+}
+
+}  // namespace
+
+void forward(const Forward& p) {
+  switch (p.dtype) {
+    case Dtype::float32:
+      return p.squared ? forward_of<true, float>(p) : forward_of<false, float>(p);
+    case Dtype::bfloat16:
+      return p.squared ? forward_of<true, bfloat16>(p) : forward_of<false, bfloat16>(p);
+    case Dtype::float16:
+      return p.squared ? forward_of<true, float16>(p) : forward_of<false, float16>(p);
+    case Dtype::uint8:
+      return p.squared ? forward_of<true, uint8_t>(p) : forward_of<false, uint8_t>(p);
+  }
+}
+
+void backward(const Backward& p) {
+  switch (p.dtype) {
+    case Dtype::float32:
+      return p.squared ? backward_of<true, float>(p) : backward_of<false, float>(p);
+    case Dtype::bfloat16:
+      return p.squared ? backward_of<true, bfloat16>(p) : backward_of<false, bfloat16>(p);
+    case Dtype::float16:
+      return p.squared ? backward_of<true, float16>(p) : backward_of<false, float16>(p);
+    case Dtype::uint8:
+      return;
+  }
+}
+
+}  // namespace micron::frame_difference::MICRON_INSTRUCTION_SET

@@ -1,0 +1,96 @@
+"""Diagonal attention in C++: ``csrc/diagonal_attention``. Same functions and signatures as ``reference``."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .._extension import operators, with_contiguous_rows
+
+DEVICES = ("cpu",)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def _per_head(row_weight: Tensor | None, heads: int) -> Tensor | None:
+    """row_weight as fp32 (B, H, N)."""
+    if row_weight is None:
+        return None
+    weight = row_weight.to(torch.float32)
+    return weight[:, None].expand(-1, heads, -1) if weight.dim() == 2 else weight
+
+
+def _contiguous(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.contiguous()
+
+
+def forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    row_weight: Tensor | None,
+    rows: Tensor | None,
+    key_mask: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(out (B, H, K, Ev), p, row_max, row_sum, each (B, H, K)); a row with every key masked has 0 and 1."""
+    batch, heads, length, _ = query.shape
+    computed = length if rows is None else rows.shape[1]
+    out = torch.empty((batch, heads, computed, value.shape[3]), dtype=value.dtype)
+    weights, row_max, row_sum = (torch.empty((batch, heads, computed), dtype=torch.float32) for _ in range(3))
+    operators().diagonal_attention(
+        with_contiguous_rows(query),
+        with_contiguous_rows(key),
+        with_contiguous_rows(value),
+        scale,
+        _per_head(row_weight, heads),
+        _contiguous(rows),
+        _contiguous(key_mask),
+        out,
+        weights,
+        row_max,
+        row_sum,
+    )
+    return out, weights, row_max, row_sum
+
+
+def backward(
+    grad_out: Tensor | None,
+    grad_weights: Tensor | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    row_weight: Tensor | None,
+    rows: Tensor | None,
+    key_mask: Tensor | None,
+    row_max: Tensor,
+    row_sum: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(dQ, dK, dV, dw), each of the shape and dtype of its input; dw is empty without a row_weight."""
+    new = torch.empty if rows is None else torch.zeros  # the kernel adds up the rows it is given
+    d_query = new(query.shape, dtype=torch.float32)
+    d_key = torch.empty(key.shape, dtype=torch.float32)
+    d_value = new(value.shape, dtype=torch.float32)
+    d_weight = None if row_weight is None else new(query.shape[:3], dtype=torch.float32)
+    operators().diagonal_attention_backward(
+        None if grad_out is None else with_contiguous_rows(grad_out),
+        None if grad_weights is None else grad_weights.contiguous(),
+        with_contiguous_rows(query),
+        with_contiguous_rows(key),
+        with_contiguous_rows(value),
+        scale,
+        _per_head(row_weight, query.shape[1]),
+        _contiguous(rows),
+        _contiguous(key_mask),
+        row_max.contiguous(),
+        row_sum.contiguous(),
+        d_query,
+        d_key,
+        d_value,
+        d_weight,
+    )
+    if d_weight is None or row_weight is None:
+        d_weight = query.new_empty((0,))
+    else:
+        d_weight = (d_weight.sum(1) if row_weight.dim() == 2 else d_weight).to(row_weight.dtype)
+    return d_query.to(query.dtype), d_key.to(key.dtype), d_value.to(value.dtype), d_weight

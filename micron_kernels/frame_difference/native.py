@@ -1,0 +1,82 @@
+"""Frame difference in C++: ``csrc/frame_difference``. Same functions and signatures as ``reference``."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .._extension import operators, with_contiguous_rows
+
+DEVICES = ("cpu",)
+DTYPES = (torch.uint8, torch.float32, torch.bfloat16, torch.float16)
+
+
+def _with_time(x: Tensor) -> Tensor:
+    """(B, C, H, W) as (B, 1, C, H, W)."""
+    return x[:, None] if x.dim() == 4 else x
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    channels, _, width = x.shape[-3:]
+    return channels > 1 and x.stride(-3) == 1 and (width == 1 or x.stride(-1) == channels)
+
+
+def _like(x: Tensor, channels_last: bool) -> Tensor:
+    """``x`` (B, T, C, H, W) with its pixels in that order in memory; a copy only where they are not."""
+    if not channels_last:
+        return with_contiguous_rows(x)
+    return x if _is_channels_last(x) else x.movedim(2, -1).contiguous().movedim(-1, 2)
+
+
+def _factors(frames: Tensor, channel_scale: Tensor | None, power: int) -> Tensor:
+    """What |d| or d² of each channel is multiplied by, fp32 (C,)."""
+    scale = torch.ones(frames.shape[-3]) if channel_scale is None else channel_scale.to(torch.float32)
+    if frames.dtype == torch.uint8:
+        scale = scale / 255
+    return (scale.abs() if power == 1 else scale.square()).contiguous()
+
+
+def forward(
+    frames: Tensor, reference: Tensor, patch_size: int, norm: str, channel_scale: Tensor | None
+) -> Tensor:
+    """(B, N) or (B, T, N)."""
+    patches = (frames.shape[-2] // patch_size) * (frames.shape[-1] // patch_size)
+    out = torch.empty((*frames.shape[:-3], patches), dtype=torch.float32)
+    factors = _factors(frames, channel_scale, 1 if norm == "l1" else 2)
+    channels_last = _is_channels_last(frames)
+    operators().frame_difference(
+        _like(_with_time(frames), channels_last),
+        _like(reference[:, None], channels_last),
+        patch_size,
+        norm == "l2",
+        factors,
+        channels_last,
+        out if out.dim() == 3 else out[:, None],
+    )
+    return out
+
+
+def backward(
+    grad: Tensor,
+    frames: Tensor,
+    reference: Tensor,
+    patch_size: int,
+    norm: str,
+    channel_scale: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """(d_frames, d_reference), of the shapes and dtypes of frames and reference."""
+    d_frames = torch.empty(frames.shape, dtype=frames.dtype)
+    d_reference = torch.empty(reference.shape, dtype=reference.dtype)
+    grad = grad.contiguous()
+    operators().frame_difference_backward(
+        grad if grad.dim() == 3 else grad[:, None],
+        with_contiguous_rows(_with_time(frames)),
+        with_contiguous_rows(reference[:, None]),
+        patch_size,
+        norm == "l2",
+        _factors(frames, channel_scale, 1 if norm == "l1" else 2),
+        False,
+        _with_time(d_frames),
+        d_reference[:, None],
+    )
+    return d_frames, d_reference

@@ -1,0 +1,102 @@
+"""The extension when it is there, when it is not, and when its file is broken."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import micron_kernels
+from micron_kernels import _extension, diagonal_attention, frame_difference, swap_patches, topk_mask
+from micron_kernels.info import describe
+
+built = pytest.mark.skipif(_extension.module is None, reason=f"no native kernels: {_extension.reason}")
+
+
+def run_copy(tmp_path, extension: bytes | None, code: str) -> str:
+    """Run ``code`` on a copy of the package with this extension file, or with none."""
+    copy = tmp_path / "micron_kernels"
+    ignore = shutil.ignore_patterns("__pycache__", "_native*")
+    shutil.copytree(Path(micron_kernels.__file__).parent, copy, ignore=ignore)
+    if extension is not None:
+        suffix = ".so" if sys.platform != "win32" else ".pyd"
+        (copy / f"_native{suffix}").write_bytes(extension)
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    return result.stdout + result.stderr
+
+
+USE_AND_DESCRIBE = """
+import torch, micron_kernels, micron_kernels.info
+print(micron_kernels.topk_mask(torch.rand(1, 4), 2)[0].sum().item(), "kept")
+print(micron_kernels.info.describe())
+"""
+
+
+def test_the_package_works_without_the_extension(tmp_path):
+    output = run_copy(tmp_path, None, USE_AND_DESCRIBE)
+    assert "2 kept" in output
+    assert "none: the extension was not built" in output
+    assert "pip install --no-build-isolation" in output
+
+
+@pytest.mark.parametrize("content", [b"", b"not a library"], ids=["empty", "garbage"])
+def test_the_package_works_with_an_extension_that_does_not_load(tmp_path, content):
+    output = run_copy(tmp_path, content, USE_AND_DESCRIBE)
+    assert "2 kept" in output
+    assert "none: the extension does not load: " in output
+    assert "pip install --no-build-isolation" in output
+
+
+def test_a_missing_extension_is_named_when_it_is_asked_for(tmp_path):
+    code = """
+import torch, micron_kernels
+try:
+    micron_kernels.topk_mask(torch.rand(1, 4), 2, impl="native")
+except RuntimeError as error:
+    print(error)
+"""
+    output = run_copy(tmp_path, None, code)
+    assert "needs the compiled extension (the extension was not built)" in output
+
+
+@built
+def test_info_tells_how_the_extension_was_built():
+    text = describe()
+    for fact in (_extension.module.compiler, _extension.module.flags, _extension.module.instruction_set()):
+        assert fact in text
+    assert "CUDA" in text
+
+
+@built
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("diagonal_attention", lambda d, **x: diagonal_attention(*torch.randn(3, 1, 1, 4, 4, dtype=d), **x)),
+        ("frame_difference", lambda d, **x: frame_difference(*torch.rand(2, 1, 3, 4, 4, dtype=d), 2, **x)),
+        ("poi_topk", lambda d, **x: topk_mask(torch.rand(1, 4, dtype=d), 2, **x)),
+        (
+            "swap_patches",
+            lambda d, **x: swap_patches(
+                *torch.rand(2, 1, 3, 4, 4, dtype=d), torch.zeros(1, 4, dtype=torch.bool), 2, **x
+            ),
+        ),
+    ],
+)
+def test_fp64_falls_back_unless_native_is_asked_for(name, call):
+    call(torch.float64)
+    call(torch.float32, impl="native")
+    with pytest.raises(RuntimeError, match=f"{name}: impl='native' computes in .*, not in float64; convert"):
+        call(torch.float64, impl="native")
+
+
+@built
+def test_positions_outside_are_refused_by_the_kernel_itself():
+    from micron_kernels.diagonal_attention import native
+
+    x = torch.randn(1, 1, 4, 4)
+    with pytest.raises(RuntimeError, match="rows holds a position outside"):
+        native.forward(x, x, x, 1.0, None, torch.tensor([[4]]), None)
