@@ -23,8 +23,10 @@ def run_copy(tmp_path, extension: bytes | None, code: str) -> str:
     if extension is not None:
         suffix = ".so" if sys.platform != "win32" else ".pyd"
         (copy / f"_native{suffix}").write_bytes(extension)
+    # An editable install would lend the copy its own extension.
+    alone = "import sys; sys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in str(f)]\n"
     result = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+        [sys.executable, "-W", "error", "-c", alone + code], cwd=tmp_path, capture_output=True, text=True, check=True
     )
     return result.stdout + result.stderr
 
