@@ -97,13 +97,18 @@ MICRON_INLINE float sum(vfloat v) {
   return total;
 }
 
-// e^x for x <= 88, 0 where that is below 2^-126; NaN stays. x = n·ln 2 + r, and on |r| <= ln 2 / 2 a polynomial
+// e^x for x <= 88, 0 where that is far below 2^-126; NaN stays. x = n·ln 2 + r, and on |r| <= ln 2 / 2 a polynomial
 // of minimax coefficients, relative error 3e-09 before rounding.
 MICRON_INLINE vfloat exp(vfloat x) {
+#if defined(__AVX512F__)
+  x = max(broadcast(-151.0f), x);
+  const vfloat n = (vfloat)_mm512_roundscale_ps((__m512)(x * 0x1.715476p+0f), _MM_FROUND_TO_NEAREST_INT);
+#else
   constexpr float ROUND = 0x1.8p23f;  // adding it leaves the nearest integer in the low bits
   x = max(broadcast(-88.1f), x);
   const vfloat shifted = fma(x, broadcast(0x1.715476p+0f), broadcast(ROUND));
   const vfloat n = shifted - ROUND;
+#endif
   vfloat r = fma(n, broadcast(-0x1.62e4p-1f), x);  // few enough bits for n times it to be exact
   r = fma(n, broadcast(-0x1.7f7d1cp-20f), r);
   vfloat p = broadcast(0x1.6a244c00p-10f);
@@ -113,7 +118,11 @@ MICRON_INLINE vfloat exp(vfloat x) {
   p = fma(p, r, broadcast(0x1.fffffc00p-2f));
   p = fma(p, r, broadcast(1.0f));
   p = fma(p, r, broadcast(1.0f));
+#if defined(__AVX512F__)
+  return (vfloat)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
   return p * bits_as<vfloat>((bits_as<vint>(shifted) + 127) << 23);
+#endif
 }
 
 // x[i] becomes lane i of every result: log2(LANES) rounds of interleaving the two halves.

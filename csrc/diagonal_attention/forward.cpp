@@ -7,7 +7,7 @@ namespace micron::diagonal_attention::MICRON_INSTRUCTION_SET {
 namespace {
 
 constexpr float LOWEST = -0x1.fffffep127f;
-constexpr int64_t LANES_BYTES = 512 << 10;  // of packed query rows a thread holds: they stay in its L2 cache
+constexpr int64_t LANES_BYTES = 256 << 10;  // of packed query rows a thread holds: they stay in its L2 cache
 
 // The running softmax of PANEL rows.
 struct Panel {

@@ -59,14 +59,17 @@ struct Lanes {
   bool meets(int64_t first_key) const { return low < first_key + TILE && high >= first_key; }
 };
 
-// TILE keys, packed; `kept` tells which of them exist and are not masked.
+// TILE keys as words, `stride` apart: where they lie, if they lie there as words, otherwise packed. `kept` tells
+// which of them exist and are not masked.
 template <class T>
 struct Keys {
   Word<T>* packed;
-  int64_t first;
+  const Word<T>* words_of_first;
+  int64_t stride, first;
   bool kept[TILE], all_kept;
 
   void pack(const Head<T>& head, int64_t first_key) {
+    const int64_t width = head.problem.key.width;
     const T* rows[TILE];
     first = first_key, all_kept = true;
     for (int i = 0; i < TILE; ++i) {
@@ -74,11 +77,14 @@ struct Keys {
       kept[i] = rows[i] != nullptr;
       all_kept = all_kept && kept[i];
     }
-    pack_tile(rows, head.problem.key.width, packed);
+    words_of_first = all_kept ? in_place(rows[0], packed) : nullptr;
+    stride = head.problem.key.stride_n;
+    if (words_of_first != nullptr) return;
+    stride = words(width, packed);
+    for (int i = 0; i < TILE; ++i) pack_row(rows[i], width, packed + i * stride);
+    words_of_first = packed;
   }
-  static int64_t size(int64_t width) {
-    return divide_up(words(width, static_cast<Word<T>*>(nullptr)), CHUNK) * CHUNK * TILE;
-  }
+  static int64_t size(int64_t width) { return words(width, static_cast<Word<T>*>(nullptr)) * TILE; }
 };
 
 // scale · q·k, −inf for keys that are not kept.  [TILE keys][V registers of rows]
@@ -86,10 +92,7 @@ template <int V, class T>
 MICRON_INLINE void scores(Sums& s, const Keys<T>& keys, const Word<T>* lanes, int64_t width, float scale) {
   const int64_t count = words(width, lanes);
   s = Sums{};
-  const Word<T>* tile = keys.packed;
-  for (int64_t k = 0; k < count; k += CHUNK, tile += TILE * CHUNK) {
-    accumulate<TILE, V, CHUNK, 1>(s, tile, lanes + k * PANEL, count - k < CHUNK ? count - k : CHUNK);
-  }
+  accumulate_rows<V>(s, keys.words_of_first, keys.stride, lanes, count);
 #pragma GCC unroll 16
   for (int i = 0; i < TILE; ++i) {
     for (int v = 0; v < V; ++v) s.at[i][v] *= scale;

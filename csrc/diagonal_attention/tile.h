@@ -23,7 +23,6 @@ constexpr int TILE = 6;  // 12 of 16
 constexpr int ROW_TILE = 6;
 constexpr int ROW_BLOCK = 6 * PANEL;
 #endif
-constexpr int64_t CHUNK = 128;  // elements of a row that lie together in a packed tile of keys
 
 struct Sums {
   vfloat at[TILE][VECTORS];
@@ -77,6 +76,26 @@ MICRON_INLINE void accumulate(Sums& sums, const W* a, const W* b, int64_t count)
   }
 }
 
+// The same for the scores: row i of `a` is `stride` words from the one before.
+template <int V, class W>
+MICRON_INLINE void accumulate_rows(Sums& sums, const W* a, int64_t stride, const W* b, int64_t count) {
+  constexpr int HALF = TILE / 2;
+  const W* half[2] = {a, a + HALF * stride};
+  int64_t offset[HALF];
+  for (int i = 0; i < HALF; ++i) {
+    offset[i] = i * stride;
+    asm("" : "+r"(offset[i]));  // or the compiler keeps a pointer a row, more than there are registers
+  }
+  for (int64_t k = 0; k < count; ++k, ++half[0], ++half[1], b += PANEL) {
+#pragma GCC unroll 16
+    for (int i = 0; i < TILE; ++i) {
+      const auto element = broadcast(half[i / HALF][offset[i % HALF]]);
+#pragma GCC unroll 2
+      for (int v = 0; v < V; ++v) sums.at[i][v] = multiply_add(sums.at[i][v], element, b + v * LANES);
+    }
+  }
+}
+
 // ---- words of a row of T ----
 
 template <class T>
@@ -100,26 +119,25 @@ MICRON_INLINE int64_t whole_words(int64_t width, const Pair*) { return width / 2
 
 // ---- packing; a null row counts as zeros ----
 
-// to[chunk][i][CHUNK]: the TILE rows of a score tile that are broadcast.
+// A row as words, one after the other: what is broadcast in a score tile.
 template <class T, class W>
-void pack_tile(const T* const (&rows)[TILE], int64_t width, W* to) {
+void pack_row(const T* row, int64_t width, W* to) {
   const int64_t count = words(width, to), whole = whole_words(width, to);
-  for (int64_t start = 0; start < count; start += CHUNK, to += TILE * CHUNK) {
-    for (int i = 0; i < TILE; ++i) {
-      const int64_t end = start + CHUNK < count ? start + CHUNK : count;
-      W* row = to + i * CHUNK;
-      int64_t k = start;
-      if (rows[i] == nullptr) {
-        memset(static_cast<void*>(row), 0, static_cast<size_t>(end - start) * sizeof(W));
-        continue;
-      }
-      for (; k + LANES <= (end < whole ? end : whole); k += LANES) {
-        store_bits(row + (k - start), load_words(rows[i], k, row));
-      }
-      for (; k < end; ++k) row[k - start] = word(rows[i], k, width, row);
-    }
+  if (row == nullptr) {
+    memset(static_cast<void*>(to), 0, static_cast<size_t>(count) * sizeof(W));
+    return;
   }
+  int64_t k = 0;
+  for (; k + LANES <= whole; k += LANES) store_bits(to + k, load_words(row, k, to));
+  for (; k < count; ++k) to[k] = word(row, k, width, to);
 }
+
+// A row itself where its elements are words already, or null.
+template <class T, class W>
+MICRON_INLINE const W* in_place(const T*, const W*) {
+  return nullptr;
+}
+MICRON_INLINE const float* in_place(const float* row, const float*) { return row; }
 
 // to[k][PANEL]: the PANEL rows of a score tile that are its lanes, transposed.
 template <class T, class W>
