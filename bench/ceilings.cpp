@@ -1,8 +1,8 @@
-// What this machine can do at most, on one thread: FMA rate by instruction set, read and copy bandwidth.
+// What this machine can do at most, on one thread: its FMA rate by instruction set, and reading memory.
 #include <chrono>
 #include <cstdint>
 #include <cstring>
-#include <vector>
+#include <string>
 
 #include <pybind11/pybind11.h>
 
@@ -10,19 +10,6 @@ namespace {
 
 double seconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-// The best of `repeats` runs: the peak is what nothing disturbed.
-template <class F>
-double best_seconds(int repeats, const F& f) {
-  double best = 1e30;
-  for (int i = 0; i < repeats; ++i) {
-    const double start = seconds();
-    f();
-    const double taken = seconds() - start;
-    if (taken < best) best = taken;
-  }
-  return best;
 }
 
 constexpr int CHAINS = 12;  // independent sums: more than latency × units of any core so far
@@ -62,40 +49,25 @@ double fma_peak(const std::string& instruction_set) {
   return fma_avx512();
 }
 
-// Bytes read a second from a buffer of this size.
-double read_bandwidth(int64_t bytes) {
+// Reads memory, and does nothing with it.
+void read_memory(uintptr_t address, int64_t bytes) {
   typedef int64_t vec __attribute__((vector_size(32)));
-  std::vector<char> buffer(static_cast<size_t>(bytes) + 256, 1);
-  const int64_t blocks = bytes / 128;
-  const double taken = best_seconds(9, [&] {
-    vec sums[4] = {};
-    for (int64_t i = 0; i < blocks; ++i) {
-      for (int j = 0; j < 4; ++j) {
-        vec x;
-        memcpy(&x, buffer.data() + i * 128 + j * 32, 32);
-        sums[j] += x;
-      }
+  const char* from = reinterpret_cast<const char*>(address);
+  vec sums[4] = {};
+  for (int64_t i = 0; i + 128 <= bytes; i += 128) {
+    for (int j = 0; j < 4; ++j) {
+      vec x;
+      memcpy(&x, from + i + j * 32, 32);
+      sums[j] += x;
     }
-    const vec total = sums[0] + sums[1] + sums[2] + sums[3];
-    sink = static_cast<float>(total[0] + total[1] + total[2] + total[3]);
-  });
-  return static_cast<double>(bytes) / taken;
-}
-
-// Bytes read plus bytes written a second.
-double copy_bandwidth(int64_t bytes) {
-  std::vector<char> from(static_cast<size_t>(bytes), 1), to(static_cast<size_t>(bytes), 0);
-  const double taken = best_seconds(9, [&] {
-    memcpy(to.data(), from.data(), static_cast<size_t>(bytes));
-    sink = to[static_cast<size_t>(bytes) / 2];
-  });
-  return 2.0 * static_cast<double>(bytes) / taken;
+  }
+  const vec total = sums[0] + sums[1] + sums[2] + sums[3];
+  sink = static_cast<float>(total[0] + total[1] + total[2] + total[3]);
 }
 
 }  // namespace
 
 PYBIND11_MODULE(ceilings, m) {
   m.def("fma_peak", &fma_peak);
-  m.def("read_bandwidth", &read_bandwidth);
-  m.def("copy_bandwidth", &copy_bandwidth);
+  m.def("read", &read_memory);
 }

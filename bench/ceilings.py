@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
+from torch import Tensor
 
 HERE = Path(__file__).parent
 
@@ -41,13 +42,7 @@ def fma_peak(instruction_set: str = "avx512") -> float:
     return module().fma_peak(instruction_set)
 
 
-@functools.cache
-def read_bandwidth(size: int) -> float:
-    """Bytes a second of one thread reading a buffer of ``size`` bytes again and again."""
-    return module().read_bandwidth(size)
-
-
-@functools.cache
-def copy_bandwidth(size: int) -> float:
-    """Bytes read plus bytes written a second of one thread copying ``size`` bytes."""
-    return module().copy_bandwidth(size)
+def read(*tensors: Tensor) -> None:
+    """Read the bytes of contiguous tensors once, on one thread, and do nothing with them."""
+    for x in tensors:
+        module().read(x.data_ptr(), x.nbytes)

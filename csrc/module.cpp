@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 #include <torch/csrc/stable/library.h>
 
+#include "cpu/common.h"
 #include "cpu/instruction_set.h"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(micron_native, m) {
@@ -52,5 +53,7 @@ PYBIND11_MODULE(_native, m) {
         "The instruction set in use.");
   m.def("supported_instruction_sets", &micron::supported_instruction_sets,
         "Those that were compiled and that this CPU has, slowest first.");
+  m.def("take_scratch_peak", &micron::take_scratch_peak,
+        "The most bytes of scratch that kernels held at a time since the last call.");
   m.def("set_instruction_set", &micron::set_instruction_set, "Use another of them from now on: for tests.");
 }

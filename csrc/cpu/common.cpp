@@ -1,5 +1,6 @@
 #include "common.h"
 
+#include <atomic>
 #include <cstdlib>
 #include <new>
 
@@ -27,11 +28,26 @@ void advise_huge_pages(void* data, size_t bytes) {
 #endif
 }
 
-Workspace::Workspace(size_t bytes)
-    : memory_(static_cast<char*>(std::aligned_alloc(64, (bytes + 127) & ~static_cast<size_t>(63)))), next_(memory_) {
-  if (memory_ == nullptr) throw std::bad_alloc();
+namespace {
+std::atomic<int64_t> scratch_held{0}, scratch_peak{0};
 }
 
-Workspace::~Workspace() { std::free(memory_); }
+int64_t take_scratch_peak() { return scratch_peak.exchange(scratch_held.load()); }
+
+Workspace::Workspace(size_t bytes)
+    : bytes_((bytes + 127) & ~static_cast<size_t>(63)),
+      memory_(static_cast<char*>(std::aligned_alloc(64, bytes_))),
+      next_(memory_) {
+  if (memory_ == nullptr) throw std::bad_alloc();
+  const int64_t held = scratch_held += static_cast<int64_t>(bytes_);
+  int64_t peak = scratch_peak.load();
+  while (held > peak && !scratch_peak.compare_exchange_weak(peak, held)) {
+  }
+}
+
+Workspace::~Workspace() {
+  scratch_held -= static_cast<int64_t>(bytes_);
+  std::free(memory_);
+}
 
 }  // namespace micron

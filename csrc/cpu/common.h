@@ -26,6 +26,9 @@ int64_t thread_count();
 // fault a page, which is more than the kernels here spend on a page.
 void advise_huge_pages(void* data, size_t bytes);
 
+// The most scratch that was held at a time since the last call, all threads together: for the benchmark.
+int64_t take_scratch_peak();
+
 // Scratch memory, aligned to a cache line; throws std::bad_alloc.
 class Workspace {
  public:
@@ -43,6 +46,7 @@ class Workspace {
   }
 
  private:
+  size_t bytes_;
   char* memory_;
   char* next_;
 };

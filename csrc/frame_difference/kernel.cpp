@@ -19,6 +19,17 @@ MICRON_INLINE T* row_of(const Images& x, int64_t b, int64_t t, int64_t plane, in
          plane * x.stride_plane + y * x.stride_row;
 }
 
+// Asks for the same plane of the next strip: a strip is walked column by column, which no prefetcher foresees.
+template <class T>
+MICRON_INLINE void prefetch_next_strip(const Problem& p, const Images& x, int64_t b, int64_t t, int64_t plane,
+                                       int64_t index) {
+  if (index + 1 == p.strips()) return;
+  for (int64_t y = 0; y < p.patch_height; ++y) {
+    const T* row = row_of<const T>(x, b, t, plane, (index + 1) * p.patch_height + y);
+    for (int64_t i = 0; i < p.columns; i += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(row + i);
+  }
+}
+
 // Sums of columns over the rows of one strip of one plane: float, or exact integers for uint8.
 template <class T>
 struct Column {
@@ -88,39 +99,43 @@ void strip(const Forward& p, int64_t b, int64_t index, typename Column<T>::type*
 #if defined(__AVX2__)
 // Sums of |x − r| over groups of 8 columns by one instruction, where those groups do not cross patches.
 #if defined(__AVX512BW__)
-using Bytes = __m512i;
-MICRON_INLINE Bytes absolute_differences(const uint8_t* x, const uint8_t* r) {
-  return _mm512_sad_epu8(_mm512_loadu_si512(x), _mm512_loadu_si512(r));
-}
-MICRON_INLINE Bytes plus(Bytes a, Bytes b) { return _mm512_add_epi64(a, b); }
-#else
-using Bytes = __m256i;
-MICRON_INLINE Bytes absolute_differences(const uint8_t* x, const uint8_t* r) {
-  return _mm256_sad_epu8(_mm256_loadu_si256((const __m256i*)x), _mm256_loadu_si256((const __m256i*)r));
-}
-MICRON_INLINE Bytes plus(Bytes a, Bytes b) { return _mm256_add_epi64(a, b); }
-#endif
-
 void add_rows_by_eights(const Problem& p, const uint8_t* x, const uint8_t* r, int64_t* sums) {
-  constexpr int64_t STEP = sizeof(Bytes);
-  int64_t i = 0;
-  for (; i + STEP <= p.columns; i += STEP) {
-    Bytes total = load_bits<Bytes>(sums + i / 8);
+  for (int64_t i = 0; i < p.columns; i += 64) {
+    const int64_t left = p.columns - i;
+    const __mmask64 bytes = left < 64 ? (1ull << left) - 1 : ~0ull;
+    const __mmask8 groups = static_cast<__mmask8>(left < 64 ? (1u << (left / 8)) - 1 : 0xff);
+    __m512i total = _mm512_maskz_loadu_epi64(groups, sums + i / 8);
     for (int64_t y = 0; y < p.patch_height; ++y) {
-      total = plus(total, absolute_differences(x + y * p.frames.stride_row + i, r + y * p.reference.stride_row + i));
+      const __m512i a = _mm512_maskz_loadu_epi8(bytes, x + y * p.frames.stride_row + i);
+      const __m512i b = _mm512_maskz_loadu_epi8(bytes, r + y * p.reference.stride_row + i);
+      total = _mm512_add_epi64(total, _mm512_sad_epu8(a, b));
+    }
+    _mm512_mask_storeu_epi64(sums + i / 8, groups, total);
+  }
+}
+#else
+void add_rows_by_eights(const Problem& p, const uint8_t* x, const uint8_t* r, int64_t* sums) {
+  int64_t i = 0;
+  for (; i + 32 <= p.columns; i += 32) {
+    __m256i total = load_bits<__m256i>(sums + i / 8);
+    for (int64_t y = 0; y < p.patch_height; ++y) {
+      const __m256i a = load_bits<__m256i>(x + y * p.frames.stride_row + i);
+      const __m256i b = load_bits<__m256i>(r + y * p.reference.stride_row + i);
+      total = _mm256_add_epi64(total, _mm256_sad_epu8(a, b));
     }
     store_bits(sums + i / 8, total);
   }
   for (; i < p.columns; i += 8) {
     __m128i total = _mm_loadl_epi64((const __m128i*)(sums + i / 8));
     for (int64_t y = 0; y < p.patch_height; ++y) {
-      total = _mm_add_epi64(total,
-                            _mm_sad_epu8(_mm_loadl_epi64((const __m128i*)(x + y * p.frames.stride_row + i)),
-                                         _mm_loadl_epi64((const __m128i*)(r + y * p.reference.stride_row + i))));
+      const __m128i a = _mm_loadl_epi64((const __m128i*)(x + y * p.frames.stride_row + i));
+      const __m128i b = _mm_loadl_epi64((const __m128i*)(r + y * p.reference.stride_row + i));
+      total = _mm_add_epi64(total, _mm_sad_epu8(a, b));
     }
     _mm_storel_epi64((__m128i*)(sums + i / 8), total);
   }
 }
+#endif
 
 bool fits_eights(const Problem& p) {
   return p.dtype == Dtype::uint8 && !p.squared && p.channels == 1 && p.patch_columns % 8 == 0;
@@ -133,6 +148,8 @@ void strip_by_eights(const Forward& p, int64_t b, int64_t index, int64_t* sums) 
     memset(patches, 0, static_cast<size_t>(across) * sizeof(float));
     for (int64_t plane = 0; plane < p.planes; ++plane) {
       memset(sums, 0, static_cast<size_t>(p.columns / 8) * sizeof(int64_t));
+      prefetch_next_strip<uint8_t>(p, p.frames, b, t, plane, index);
+      if (t == 0) prefetch_next_strip<uint8_t>(p, p.reference, b, 0, plane, index);
       add_rows_by_eights(p, row_of<const uint8_t>(p.frames, b, t, plane, top),
                          row_of<const uint8_t>(p.reference, b, 0, plane, top), sums);
       for (int64_t i = 0; i < across; ++i) {

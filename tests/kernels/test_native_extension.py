@@ -26,7 +26,11 @@ def run_copy(tmp_path, extension: bytes | None, code: str) -> str:
     # An editable install would lend the copy its own extension.
     alone = "import sys; sys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in str(f)]\n"
     result = subprocess.run(
-        [sys.executable, "-W", "error", "-c", alone + code], cwd=tmp_path, capture_output=True, text=True, check=True
+        [sys.executable, "-W", "error", "-c", alone + code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return result.stdout + result.stderr
 
