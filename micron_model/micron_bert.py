@@ -12,7 +12,7 @@ from micron_kernels.nn import DiagonalMicroAttention
 
 from .config import MicronBERTConfig
 from .patch_of_interest import DINO, crop_size, random_resized_crop
-from .vit import Decoder, Encoder, patchify, unpatchify
+from .vit import Decoder, Encoder, at_least_fp32, patchify, unpatchify
 
 
 class EncoderState(NamedTuple):
@@ -164,7 +164,7 @@ class MicronBERT(
         if self.config.normalized_target:
             variance, mean = torch.var_mean(target, dim=2, keepdim=True)
             target = (target - mean) / (variance + 1e-6).sqrt()
-        error = (reconstruction.float() - target.float()).square().mean(2)
+        error = (at_least_fp32(reconstruction) - at_least_fp32(target)).square().mean(2)
         return error.mean() if weight is None else (error * weight).mean()
 
     def forward_aggregation(
@@ -176,7 +176,7 @@ class MicronBERT(
         if self.config.aggregation == "off":
             return contextual.new_zeros((), dtype=torch.float32)
         crops = random_resized_crop(later, crop_size(self.config, 0.5), self.config.crop_scale, generator)
-        return F.mse_loss(self.encoder(crops)[0].float(), contextual.float())
+        return F.mse_loss(at_least_fp32(self.encoder(crops)[0]), at_least_fp32(contextual))
 
     def forward(
         self, batch: dict[str, Tensor], generator: torch.Generator | None = None

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import MicronBERTConfig
-from .vit import Encoder
+from .vit import Encoder, at_least_fp32
 
 
 def random_resized_crop(
@@ -41,10 +41,9 @@ def random_resized_crop(
     theta[:, :, 2] = centre
     shape = [batch, frames.shape[1], size, size]
     with torch.autocast(frames.device.type, enabled=False):  # half-precision coordinates would be pixels off
-        grid = F.affine_grid(theta.to(frames.device), shape, align_corners=False)
-        crops = F.grid_sample(
-            frames.float(), grid, mode="bilinear", padding_mode="border", align_corners=False
-        )
+        wide = at_least_fp32(frames)
+        grid = F.affine_grid(theta.to(wide), shape, align_corners=False)
+        crops = F.grid_sample(wide, grid, mode="bilinear", padding_mode="border", align_corners=False)
     return crops.to(frames.dtype)
 
 

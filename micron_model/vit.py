@@ -47,6 +47,11 @@ def unpatchify(patches: Tensor, patch_size: int, rows: int, columns: int) -> Ten
     return grid.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
 
 
+def at_least_fp32(x: Tensor) -> Tensor:
+    """``x`` in the dtype of statistics and losses: fp32, or fp64 if it is that."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 class Attention(nn.Module):
     """Multi-head self-attention."""
 
@@ -62,7 +67,7 @@ class Attention(nn.Module):
         out = F.scaled_dot_product_attention(q, k, v)
         # One row per head: what Patch of Interest needs of the N×N map.
         first = (q[:, :, :1] @ k.transpose(-2, -1)).squeeze(2) * k.shape[-1] ** -0.5
-        return self.proj(out.transpose(1, 2).flatten(2)), first.float().softmax(-1).mean(1)
+        return self.proj(out.transpose(1, 2).flatten(2)), at_least_fp32(first).softmax(-1).mean(1)
 
 
 class MLP(nn.Module):
