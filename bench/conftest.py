@@ -16,10 +16,6 @@ def pytest_addoption(parser):
     parser.addoption("--results", default=None, help="where to write the results instead")
 
 
-def pytest_configure(config):
-    config.addinivalue_line("python_files", "bench_*.py")
-
-
 @pytest.fixture
 def bench(request):
     """A report.Bench: the rows of one table."""
