@@ -33,7 +33,9 @@ def topk_gather(tokens: Tensor, scores: Tensor, k: int) -> Tensor:
 
 
 def compiled(function: Callable) -> Callable:
-    return torch.compile(function, dynamic=False)
+    """``torch.compile`` of a function, afresh: after eight shapes it would quietly fall back to eager."""
+    torch._dynamo.reset()
+    return torch.compile(function, dynamic=False, fullgraph=True)
 
 
 __all__ = [

@@ -77,9 +77,11 @@ struct Keys {
       kept[i] = rows[i] != nullptr;
       all_kept = all_kept && kept[i];
     }
-    words_of_first = all_kept ? in_place(rows[0], packed) : nullptr;
-    stride = head.problem.key.stride_n;
-    if (words_of_first != nullptr) return;
+    if (all_kept && are_words(rows[0], packed, width, head.problem.key.stride_n)) {
+      words_of_first = reinterpret_cast<const Word<T>*>(rows[0]);
+      stride = head.problem.key.stride_n * static_cast<int64_t>(sizeof(T)) / static_cast<int64_t>(sizeof(Word<T>));
+      return;
+    }
     stride = words(width, packed);
     for (int i = 0; i < TILE; ++i) pack_row(rows[i], width, packed + i * stride);
     words_of_first = packed;

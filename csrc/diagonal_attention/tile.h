@@ -132,12 +132,15 @@ void pack_row(const T* row, int64_t width, W* to) {
   for (; k < count; ++k) to[k] = word(row, k, width, to);
 }
 
-// A row itself where its elements are words already, or null.
+// Whether rows of T, `stride` elements apart, are rows of words as they lie.
 template <class T, class W>
-MICRON_INLINE const W* in_place(const T*, const W*) {
-  return nullptr;
+MICRON_INLINE bool are_words(const T*, const W*, int64_t, int64_t) {
+  return false;
 }
-MICRON_INLINE const float* in_place(const float* row, const float*) { return row; }
+MICRON_INLINE bool are_words(const float*, const float*, int64_t, int64_t) { return true; }
+MICRON_INLINE bool are_words(const bfloat16*, const Pair*, int64_t width, int64_t stride) {
+  return width % 2 == 0 && stride % 2 == 0;
+}
 
 // to[k][PANEL]: the PANEL rows of a score tile that are its lanes, transposed.
 template <class T, class W>
