@@ -35,4 +35,5 @@ def test_forward(bench, dtype, side, time):
         variants,
         check=lambda: close(ours(), eager()),  # copies: the same values
         floor=lambda: ceilings.read(*next(inputs)),
+        rounds=31 if frames.nbytes < 16 << 20 else 9,
     )

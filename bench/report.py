@@ -162,19 +162,24 @@ def tables() -> str:
 
 
 def write(path: str | None) -> None:
-    """``results/<machine>.json`` and the plot beside it, or ``path``."""
+    """``results/<machine>.json`` and the plot beside it, or ``path``; operators not timed now keep their rows."""
     name = re.sub(r"[^A-Za-z0-9]+", "-", cpu_name()).strip("-").lower()
     target = Path(path) if path else Path(__file__).parent / "results" / f"{name}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
-    result = {
+    result: dict[str, Any] = {
         "machine": cpu_name(),
         "threads": torch.get_num_threads(),
         "instruction_set": _extension.module.instruction_set() if _extension.module else None,
         "torch": torch.__version__,
         "compiler": _extension.module.compiler if _extension.module else None,
         "date": datetime.date.today().isoformat(),
-        "rows": ROWS,
     }
+    rows = []
+    if target.exists():
+        before = json.loads(target.read_text())
+        if all(before.get(name) == result[name] for name in result if name != "date"):
+            rows = [r for r in before["rows"] if r["operator"] not in {row["operator"] for row in ROWS}]
+    result["rows"] = sorted(rows + ROWS, key=lambda row: row["operator"])
     target.write_text(json.dumps(result, indent=1) + "\n")
     plot(result, target.with_suffix(".png"))
 
@@ -205,6 +210,10 @@ def plot(result: dict[str, Any], path: Path) -> None:
             axes.text(value * 1.03, place, f"{value:.1f}×", va="center", fontsize=6.5)
     axes.axvline(1, color="0.3", lw=1)
     axes.set_xscale("log")
+    ticks = [1, 2, 5, 10, 20, 50, 100]
+    axes.set_xticks(ticks, [f"{tick}×" for tick in ticks])
+    axes.set_xticks([], minor=True)
+    axes.grid(axis="x", alpha=0.3)
     axes.set_yticks(range(len(cases)), cases, fontsize=7)
     axes.invert_yaxis()
     axes.set_xlabel("times faster than the alternative (log scale), one thread")

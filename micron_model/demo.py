@@ -29,7 +29,7 @@ from .data.synthetic import CLASSES, FPS
 from .evaluation import auroc, swap_auroc
 from .micron_bert import MicronBERT
 from .training import CheckpointError, PretrainConfig, pretrain
-from .training.pretrain import read_log
+from .training.log import read_log
 
 TRAINED_SUBJECTS = range(64)
 HELD_OUT_SUBJECTS = range(1000, 1012)

@@ -30,6 +30,7 @@ from ..data.frames import Clip, Problem
 from ..data.pairs import FramePairs, collate
 from ..micron_bert import MicronBERT
 from . import checkpoint
+from .log import RunLog
 
 #: Measures of a model at a step, for the log; must not draw from torch's global generator.
 Evaluate = Callable[[MicronBERT], dict[str, float]]
@@ -166,51 +167,6 @@ class _Signals:
     def __exit__(self, *_exc: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
-
-
-class _Log:
-    """One JSON object a line, in ``log.jsonl``; TensorBoard beside it if asked for."""
-
-    def __init__(self, folder: Path, first_step: int, tensorboard: bool):
-        path = folder / "log.jsonl"
-        kept = []
-        if first_step and path.is_file():  # what a killed run logged after its last checkpoint happens again
-            for line in path.read_text().splitlines():
-                with contextlib.suppress(json.JSONDecodeError):
-                    if json.loads(line)["step"] <= first_step:
-                        kept.append(line)
-        self._file = open(path, "w", buffering=1)  # noqa: SIM115  (closed by close())
-        self._file.writelines(line + "\n" for line in kept)
-        self._writer = None
-        if tensorboard:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError:
-                raise RuntimeError(
-                    "tensorboard=True needs the package tensorboard: pip install 'micron-kernels[tensorboard]'"
-                ) from None
-            self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
-
-    def write(self, step: int, values: dict[str, Any]) -> None:
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        if self._writer is not None:
-            for name, value in values.items():
-                if isinstance(value, float):
-                    self._writer.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        self._file.close()
-        if self._writer is not None:
-            self._writer.close()
-
-
-def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The entries of a run's ``log.jsonl``; a last line cut short by a crash is left out."""
-    entries = []
-    for line in (folder / "log.jsonl").read_text().splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
-            entries.append(json.loads(line))
-    return entries
 
 
 class _Run:
@@ -385,7 +341,7 @@ def pretrain(
     if config.compile:
         run.model.encoder.compile()
         run.model.decoder.compile()
-    log = _Log(out, run.step, config.tensorboard)
+    log = RunLog(out, run.step, config.tensorboard)
     problems: list[Problem] = []
 
     def evaluate_now() -> None:

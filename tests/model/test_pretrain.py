@@ -24,7 +24,8 @@ from micron_model.training import (
     checkpoint,
     pretrain,
 )
-from micron_model.training.pretrain import learning_rate_at, read_log, report_problems
+from micron_model.training.log import read_log
+from micron_model.training.pretrain import learning_rate_at, report_problems
 from writers import write_images
 
 QUIET = Console(quiet=True)
