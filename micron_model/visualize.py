@@ -123,7 +123,7 @@ def figure_of_pairs(
             grid[row, 0].set_ylabel(labels[row], fontsize=8)
     bar = figure.colorbar(ScalarMappable(cmap=MAP_COLOURS), ax=grid, fraction=0.02, pad=0.01)
     bar.set_ticks([0, 1], labels=["lowest", "highest"])
-    bar.set_label("each map over its own range, given below it", fontsize=8)
+    bar.set_label("of each map's own range", fontsize=8)
     return figure
 
 
