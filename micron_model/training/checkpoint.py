@@ -28,7 +28,7 @@ def save(path: Path, content: dict[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # torch may wrap what the file said
         raise CheckpointError(
             f"{path}: could not be written ({error}); what was there before is intact"
         ) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ class RunLog:
                 with contextlib.suppress(json.JSONDecodeError):
                     if json.loads(line)["step"] <= first_step:
                         kept.append(line)
-        self._file = open(path, "w", buffering=1)  # noqa: SIM115  (closed by close())
-        self._file.writelines(line + "\n" for line in kept)
+        temporary = path.with_suffix(".part")
+        temporary.write_text("".join(line + "\n" for line in kept))
+        os.replace(temporary, path)
+        self._file = open(path, "a", buffering=1)  # noqa: SIM115  (closed by close())
         self._writer = None
         if tensorboard:
             try:

@@ -23,7 +23,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 
 from ..config import MicronBERTConfig
 from ..data.frames import Clip, Problem
@@ -227,16 +227,25 @@ class _Run:
             )
 
 
+class _InOrder(Sampler[list[int]]):
+    """The samples of batches first to last; made one by one, since a run may have millions."""
+
+    def __init__(self, first: int, last: int, size: int):
+        self.first, self.last, self.size = first, last, size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in range(self.first, self.last):
+            yield list(range(batch * self.size, (batch + 1) * self.size))
+
+
 def _batches(run: _Run, clips: Sequence[Clip], problems: list[Problem]) -> Iterator[list[dict[str, Any]]]:
     """The batches of each remaining step."""
     config = run.config
     pairs = FramePairs(clips, run.model.config.image_size, config.seed, delta=config.delta, flip=config.flip)
     first, last = run.step * config.accumulate, config.steps * config.accumulate
-    size = config.batch_size
-    sampler = [list(range(i * size, (i + 1) * size)) for i in range(first, last)]
     loader = DataLoader(
         pairs,
-        batch_sampler=sampler,
+        batch_sampler=_InOrder(first, last, config.batch_size),
         collate_fn=collate,
         num_workers=config.workers,
         pin_memory=run.device.type == "cuda",
