@@ -15,12 +15,10 @@ done
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-# Built from a copy: a build/ folder of the checkout may hold modules that are no longer there.
-mkdir "$work/source"
-cp -r setup.py pyproject.toml MANIFEST.in README.md LICENSE csrc micron_kernels micron_model "$work/source"
-find "$work/source" -name '_native*' -delete
-MICRON_BUILD=cpu "$python" -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir "$work" "$work/source"
-rm -rf "$work/source"
+# By way of the source distribution, so that it is known to be complete; a build/ folder of the checkout may also
+# hold modules that are no longer there.
+"$python" setup.py -q sdist --dist-dir "$work"
+MICRON_BUILD=cpu "$python" -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir "$work" "$work"/*.tar.gz
 cp -r tests pyproject.toml "$work"
 
 # From here on nothing may see the checkout: what is tested is the installed wheel.
