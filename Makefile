@@ -35,7 +35,9 @@ format: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m pytest bench --benchmark
 
+# build/lib goes into the wheel as it lies there, with modules that the source no longer has.
 wheel: $(STAMP)
+	rm -rf build/lib*
 	$(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
 
 # Other versions of torch that the same binary must serve: make abi-check TORCH="2.11.0 2.14.0"

@@ -189,10 +189,14 @@ def ninja_file(output: Path, objects: Path, build: str) -> str:
 
 
 class BuildWithNinja(build_ext):
+    built = False
+
     def build_extension(self, ext: Extension) -> None:
         output = Path(self.get_ext_fullpath(ext.name)).resolve()
         objects = Path(self.build_temp).resolve()
         try:
+            if os.environ.get("MICRON_BUILD") == "none":
+                raise CannotBuild("left out by MICRON_BUILD=none")
             objects.mkdir(parents=True, exist_ok=True)
             output.parent.mkdir(parents=True, exist_ok=True)
             file = objects / "build.ninja"
@@ -201,20 +205,26 @@ class BuildWithNinja(build_ext):
             command = [find_ninja(), "-f", str(file), *(["-j", jobs] if jobs else [])]
             if subprocess.run(command, cwd=objects).returncode:
                 raise CannotBuild("the compiler reported the errors above")
+            self.built = True
         except (CannotBuild, OSError) as why:
+            output.unlink(missing_ok=True)  # of an earlier build: it would go into the wheel
             if os.environ.get("MICRON_BUILD") in ("cpu", "cuda"):
                 raise SystemExit(f"micron_kernels: {why}") from None
             print(
                 f"micron_kernels: installing in pure Python, without native kernels: {why}", file=sys.stderr
             )
 
+    def copy_extensions_to_source(self) -> None:
+        """For an editable installation: without a new binary, an older one must not stay."""
+        if not self.built:
+            (ROOT / self.get_ext_filename("micron_kernels._native")).unlink(missing_ok=True)
+        super().copy_extensions_to_source()
+
 
 def extensions() -> list[Extension]:
     build = os.environ.get("MICRON_BUILD") or "auto"
     if build not in ("auto", "cpu", "cuda", "none"):
         raise SystemExit(f"MICRON_BUILD={build}; it must be cpu, cuda, none or not set")
-    if build == "none":
-        return []
     return [Extension("micron_kernels._native", sources=[], optional=True)]
 
 

@@ -65,7 +65,8 @@ T* output_data(const char* name, const Tensor& x, ScalarType dtype, std::initial
 
 inline void check_unit_stride(const char* name, const Tensor& x) {
   const int64_t last = x.dim() - 1;
-  STD_TORCH_CHECK(x.size(last) <= 1 || x.stride(last) == 1, name, ": its last dimension must be contiguous");
+  const bool unit = x.numel() == 0 || x.size(last) <= 1 || x.stride(last) == 1;  // of nothing, any stride is right
+  STD_TORCH_CHECK(unit, name, ": its last dimension must be contiguous");
 }
 
 }  // namespace micron

@@ -34,6 +34,17 @@ MICRON_INLINE To bits_as(const From& from) {
   return to;
 }
 
+// memset and memcpy, which may not be given null: what an empty tensor has for data, even where there is nothing to do.
+template <class T>
+MICRON_INLINE void zero(T* to, int64_t count) {
+  if (count > 0) memset(static_cast<void*>(to), 0, static_cast<size_t>(count) * sizeof(T));
+}
+
+template <class T>
+MICRON_INLINE void copy(T* to, const T* from, int64_t count) {
+  if (count > 0) memcpy(static_cast<void*>(to), from, static_cast<size_t>(count) * sizeof(T));
+}
+
 MICRON_INLINE vfloat broadcast(float x) { return x - vfloat{}; }
 MICRON_INLINE vint broadcast(int32_t x) { return x - vint{}; }
 

@@ -204,7 +204,7 @@ struct Block {
       const int64_t n = head.position(first + row);
       float* to = problem.d_value + (index * problem.length + n) * width;
       if (head.masked(n) || problem.grad_out.data == nullptr) {
-        if (problem.rows == nullptr) memset(to, 0, width * sizeof(float));
+        if (problem.rows == nullptr) zero(to, width);
       } else {
         add(width, to, scratch.rows->factor[row], grad_out(row));
       }
@@ -262,7 +262,7 @@ template <class T>
 void backward_of_head(const Backward& problem, int64_t index) {
   if (problem.computed == 0) {
     const int64_t size = problem.length * problem.query.width;
-    memset(problem.d_key + index * size, 0, size * sizeof(float));
+    zero(problem.d_key + index * size, size);
     return;
   }
   Workspace workspace(Scratch<T>::bytes(problem));

@@ -55,7 +55,7 @@ void finish(const Forward& problem, const Head<T>& head, const Panel& panel, int
     problem.row_sum[at] = sum[lane] == 0 ? 1 : sum[lane];
     if (head.masked(n)) {
       problem.weights[at] = 0;
-      memset(static_cast<void*>(out), 0, static_cast<size_t>(width) * sizeof(T));
+      zero(out, width);
       continue;
     }
     const float p = expf(diagonal[lane] - maximum[lane]) / sum[lane], factor = head.weight(n) * p;

@@ -86,7 +86,7 @@ void topk_of_row(const TopK& p, int64_t b, float* scores, int32_t* keys, int64_t
     count += keep;
     if (p.mask != nullptr) p.mask[b * p.length + n] = keep;
   }
-  memcpy(p.indices + b * p.k, kept, static_cast<size_t>(p.k) * sizeof(int64_t));
+  copy(p.indices + b * p.k, kept, p.k);
 }
 
 constexpr int64_t KEPT_A_TASK = 128;
@@ -100,9 +100,6 @@ const T* row(const void* data, int64_t b, int64_t stride_b, int64_t n, int64_t s
 template <class T, class Write>
 void for_kept(const Gather& p, bool in_place, T* out, const Write& write) {
   const int64_t tasks = p.k == 0 ? 1 : (p.k + KEPT_A_TASK - 1) / KEPT_A_TASK;
-  const auto zero = [&](T* rows, int64_t count) {
-    memset(static_cast<void*>(rows), 0, static_cast<size_t>(count * p.width) * sizeof(T));
-  };
   parallel(p.batch * tasks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t b = task / tasks, first = task % tasks * KEPT_A_TASK;
@@ -111,11 +108,11 @@ void for_kept(const Gather& p, bool in_place, T* out, const Write& write) {
       T* rows = out + b * (in_place ? p.length : p.k) * p.width;
       int64_t next = first == 0 ? 0 : indices[first - 1] + 1;
       for (int64_t j = first; j < last; ++j) {
-        if (in_place) zero(rows + next * p.width, indices[j] - next);
+        if (in_place) zero(rows + next * p.width, (indices[j] - next) * p.width);
         write(b, j, indices[j], rows + (in_place ? indices[j] : j) * p.width);
         next = indices[j] + 1;
       }
-      if (in_place && last == p.k) zero(rows + next * p.width, p.length - next);
+      if (in_place && last == p.k) zero(rows + next * p.width, (p.length - next) * p.width);
     }
   });
 }
@@ -123,7 +120,7 @@ void for_kept(const Gather& p, bool in_place, T* out, const Write& write) {
 template <class T>
 MICRON_INLINE void write_row(const Gather& p, int64_t b, int64_t n, const T* from, T* to) {
   if (p.scores.data == nullptr) {
-    memcpy(static_cast<void*>(to), from, static_cast<size_t>(p.width) * sizeof(T));
+    copy(to, from, p.width);
   } else {
     const vfloat factor = broadcast(score(p.scores, b, n));
     map(p.width, to, [=](vfloat x) { return x * factor; }, from);
@@ -139,9 +136,7 @@ void gather_of(const Gather& p) {
 
 template <class T>
 void backward_of(const GatherBackward& p) {
-  if (p.d_scores != nullptr) {
-    memset(p.d_scores, 0, static_cast<size_t>(p.batch * p.length) * sizeof(float));
-  }
+  if (p.d_scores != nullptr) zero(p.d_scores, p.batch * p.length);
   for_kept(p, true, static_cast<T*>(p.d_tokens), [&](int64_t b, int64_t j, int64_t n, T* to) {
     const T* grad = row<T>(p.grad, b, p.grad_stride_b, p.in_place ? n : j, p.grad_stride_n);
     write_row(p, b, n, grad, to);

@@ -15,7 +15,7 @@ from .._implementation import accumulate_dtype
 def _per_pixel(swap: Tensor, frame_shape: torch.Size, patch_size: int) -> Tensor:
     """swap (B, N) as (B, 1, H, W)."""
     height, width = frame_shape[2:]
-    grid = swap.reshape(-1, 1, height // patch_size, width // patch_size)
+    grid = swap.reshape(len(swap), 1, height // patch_size, width // patch_size)
     return grid.repeat_interleave(patch_size, 2).repeat_interleave(patch_size, 3)
 
 

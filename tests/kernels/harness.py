@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from micron_kernels.testing import assert_within_rounding
+from micron_kernels.testing import assert_within_rounding, poisoned_memory
 
 HALVES = (torch.float16, torch.bfloat16)
 DTYPES = (*HALVES, torch.float32, torch.float64)
@@ -129,6 +129,19 @@ def check(
     for name, pool in tested_pool.items():
         tested, oracle = (torch.cat(column) for column in zip(*pool, strict=True))
         assert_within_rounding(name, tested, oracle, plain_error=torch.cat(plain_errors[name]))
+
+
+def check_empty(function: Callable, inputs: Inputs, wrt: Sequence[str], impl: str) -> None:
+    """Where a size is 0, ``function(impl=impl)`` and its gradients, of a sum, equal those of the reference."""
+
+    def results(impl: str) -> list[Tensor]:
+        leaves = {name: inputs[name].detach().requires_grad_() for name in wrt}
+        outputs = _floating_outputs(function(**{**inputs, **leaves}, impl=impl))
+        return [*outputs, *torch.autograd.grad(sum(x.sum() for x in outputs), list(leaves.values()))]
+
+    with poisoned_memory():
+        for result, expected in zip(results(impl), results("reference"), strict=True):
+            torch.testing.assert_close(result, expected)
 
 
 def check_compiles(

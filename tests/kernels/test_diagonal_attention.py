@@ -188,6 +188,29 @@ def test_empty_batch_and_no_rows(target):
 
 
 @target
+@pytest.mark.parametrize(
+    ("shape", "value_width", "options"),
+    [
+        ((0, 2, 5, 4), 3, {}),
+        ((2, 0, 5, 4), 3, {}),
+        ((2, 2, 0, 4), 3, {}),
+        ((2, 2, 5, 0), 3, {"scale": 1.0}),
+        ((2, 2, 5, 0), 3, {"scale": 1.0, "masked": True}),
+        ((2, 2, 5, 4), 0, {}),
+        ((2, 2, 5, 4), 0, {"masked": True}),
+        ((2, 2, 5, 4), 3, {"rows": 0}),
+        ((2, 2, 5, 0), 0, {"scale": 1.0, "rows": 2}),
+    ],
+    ids=str,
+)
+def test_a_size_of_zero(target, shape, value_width, options):
+    impl, device = target
+    scale = {name: options[name] for name in options if name == "scale"}
+    others = {name: x for name, x in options.items() if name != "scale"}
+    harness.check_empty(both, make(shape, value_width, device=device, **others) | scale, WRT, impl)
+
+
+@target
 def test_weights_alone_can_be_differentiated(target):
     impl, device = target
     inputs = make(device=device, dtype=torch.float64)

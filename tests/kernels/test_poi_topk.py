@@ -190,10 +190,13 @@ def test_unweighted_scores_have_no_gradient(target):
 
 @target
 @both
-def test_empty_batch(target, function, eager):
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(
+    ("shape", "k"), [((0, 5, 3), 2), ((2, 0, 3), 0), ((2, 5, 0), 2), ((2, 5, 3), 0)], ids=str
+)
+def test_a_size_of_zero(target, function, eager, weighted, shape, k):
     impl, device = target
-    result = function(torch.rand(0, 5, 3, device=device), torch.rand(0, 5, device=device), 2, impl=impl)
-    assert harness._floating_outputs(result)[0].shape[0] == 0
+    harness.check_empty(function, make(shape, k, device=device, weighted=weighted), wrt(weighted), impl)
 
 
 @target

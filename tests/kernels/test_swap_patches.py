@@ -148,9 +148,10 @@ def test_a_pixel_that_is_not_taken_is_not_read(target):
 
 
 @target
-def test_empty_batch(target):
+@pytest.mark.parametrize("shape", [(0, 3, 16, 16), (2, 3, 0, 16), (2, 3, 16, 0)], ids=str)
+def test_a_size_of_zero(target, shape):
     impl, device = target
-    assert swap_patches(**make((0, 3, 16, 16), device=device), impl=impl).shape == (0, 3, 16, 16)
+    harness.check_empty(swap_patches, make(shape, device=device), WRT, impl)
 
 
 @target
