@@ -21,8 +21,8 @@ cp -r tests pyproject.toml "$work"
 cd "$work"
 
 # Left out: what runs no C++ or the same C++ as another test (the other implementations, the package, nn, compile,
-# opcheck, export), and offsets beyond 31 bits, whose 4 GB under the sanitizer's shadow are more than a small machine
-# has. Every kernel, dtype, layout, mask, choice of rows, tail and size of zero stays in.
+# opcheck, export), and offsets beyond 31 bits, where marking 4 GB as allocated takes minutes a test. Every kernel,
+# dtype, layout, mask, choice of rows, tail and size of zero stays in.
 select="native and not offsets_beyond and not compiles and not opcheck and not exports and not fp64"
 
 # A sanitizer writes what it found to the file descriptor and ends the process: pytest must not hold that back.
