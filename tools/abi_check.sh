@@ -39,7 +39,7 @@ assert _extension.module, _extension.reason
 assert _extension.module.__file__.startswith(sysconfig.get_paths()["platlib"]), _extension.module.__file__
 print("loads under torch", torch.__version__)
 CODE
-    venv/bin/python -m pytest -q -p no:cacheprovider tests/kernels \
+    venv/bin/python -m pytest -p no:cacheprovider tests/kernels \
         -k "not compiles and not opcheck and not exports and not micron_model"
     rm -rf venv
 done

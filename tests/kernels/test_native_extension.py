@@ -1,5 +1,6 @@
 """The extension when it is there, when it is not, and when its file is broken."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -97,6 +98,23 @@ def test_fp64_falls_back_unless_native_is_asked_for(name, call):
     call(torch.float32, impl="native")
     with pytest.raises(RuntimeError, match=f"{name}: impl='native' computes in .*, not in float64; convert"):
         call(torch.float64, impl="native")
+
+
+@built
+@pytest.mark.parametrize(
+    ("capability", "expected"), [("default", "portable"), ("avx2", "avx2"), ("avx512", "avx512")]
+)
+def test_the_environment_limits_the_instruction_set(capability, expected):
+    code = "from micron_kernels import _extension; print(_extension.module.instruction_set())"
+    environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability}
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True
+    )
+    supported = _extension.module.supported_instruction_sets()
+    if expected in supported:
+        assert result.stdout.strip().startswith(expected)
+    else:
+        assert result.stdout.strip() in supported
 
 
 @built

@@ -1,9 +1,5 @@
 """Every instruction set of the native kernels, against the oracle; the rest of the suite runs the best one."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import test_diagonal_attention
 import test_frame_difference
@@ -117,19 +113,3 @@ def test_the_number_of_threads_changes_no_bit():
     for other in results[1:]:
         for name, result in results[0].items():
             assert torch.equal(result, other[name]), name
-
-
-@pytest.mark.parametrize(
-    ("capability", "expected"), [("default", "portable"), ("avx2", "avx2"), ("avx512", "avx512")]
-)
-def test_the_environment_limits_the_instruction_set(capability, expected):
-    code = "from micron_kernels import _extension; print(_extension.module.instruction_set())"
-    environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability}
-    result = subprocess.run(
-        [sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True
-    )
-    supported = native.supported_instruction_sets()
-    if expected in supported:
-        assert result.stdout.strip().startswith(expected)
-    else:
-        assert result.stdout.strip() in supported
