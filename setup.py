@@ -31,6 +31,7 @@ CXXFLAGS = [
     "-fno-math-errno",
     "-Wall",
 ]
+NVCCFLAGS = ["-O3", "-std=c++17", "-DUSE_CUDA", TARGET, "-Xcompiler", "-fPIC,-fvisibility=hidden"]
 AVX512 = (
     "-march=x86-64-v4 -mprefer-vector-width=512 -Wno-uninitialized -Wno-maybe-uninitialized"  # GCC bug 105593
 )
@@ -42,7 +43,8 @@ INSTRUCTION_SETS = {
     "avx512_bf16": AVX512 + " -mavx512bf16",
 }
 X86 = platform.machine().lower() in ("x86_64", "amd64")
-DEFAULT_CUDA_ARCHITECTURES = "8.0;8.6;8.9;9.0a"
+#: Code for 8.0 serves 8.6 and 8.9 too, and its PTX every chip that has none here: PTX for an "a" runs nowhere else.
+DEFAULT_CUDA_ARCHITECTURES = "8.0+PTX;9.0a;10.0a;12.0a"
 
 
 class CannotBuild(Exception):
@@ -88,7 +90,7 @@ def cuda_sources(build: str) -> tuple[list[str], str, str]:
 def gencode(architectures: str) -> list[str]:
     """nvcc flags for a TORCH_CUDA_ARCH_LIST such as "8.0;9.0a+PTX"."""
     flags = []
-    for architecture in architectures.replace(",", ";").replace(" ", ";").split(";"):
+    for architecture in architectures.split(";"):
         number = architecture.removesuffix("+PTX").replace(".", "")
         if not number:
             continue
@@ -131,7 +133,8 @@ def ninja_file(output: Path, objects: Path, build: str) -> str:
     if shutil.which(compiler.split()[0]) is None:
         raise CannotBuild(f"the C++ compiler {compiler!r} was not found")
     cuda, nvcc, no_cuda = cuda_sources(build)
-    architectures = os.environ.get("TORCH_CUDA_ARCH_LIST", DEFAULT_CUDA_ARCHITECTURES)
+    wanted = os.environ.get("TORCH_CUDA_ARCH_LIST") or DEFAULT_CUDA_ARCHITECTURES
+    architectures = ";".join(wanted.replace(",", " ").replace(";", " ").split())
     flags = [*CXXFLAGS, TARGET, *os.environ.get("CXXFLAGS", "").split()]
     sets = "; ".join(
         f"{name}: {extra or 'baseline'}" for name, extra in INSTRUCTION_SETS.items() if X86 or not extra
@@ -162,8 +165,8 @@ def ninja_file(output: Path, objects: Path, build: str) -> str:
         "  depfile = $out.d",
         "  deps = gcc",
         "rule nvcc",
-        f"  command = {nvcc} -MD -MF $out.d {quote(gencode(architectures))} -O3 -std=c++17 -DUSE_CUDA {TARGET} "
-        "-Xcompiler -fPIC,-fvisibility=hidden $torch_flags -c $in -o $out",
+        f"  command = {nvcc} -MD -MF $out.d {quote(gencode(architectures))} {quote(NVCCFLAGS)} $torch_flags "
+        "-c $in -o $out",
         "  depfile = $out.d",
         "rule link",
         f"  command = $cxx $in -o $out {quote([*shared, *libraries, *os.environ.get('LDFLAGS', '').split()])}",

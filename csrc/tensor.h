@@ -1,4 +1,4 @@
-// Checks on the tensors that reach a CPU kernel. Python has worded errors for users; these guard the memory.
+// Checks on the tensors that reach a kernel. Python has worded errors for users; these guard the memory.
 #pragma once
 
 #include <initializer_list>
@@ -29,7 +29,7 @@ inline Dtype dtype_of(const char* name, const Tensor& x) {
     case ScalarType::Byte:
       return Dtype::uint8;
     default:
-      STD_TORCH_CHECK(false, name, ": this dtype has no native CPU kernel");
+      STD_TORCH_CHECK(false, name, ": this dtype has no native kernel");
   }
 }
 
@@ -54,7 +54,7 @@ T* contiguous_data(const char* name, const OptionalTensor& x, ScalarType dtype, 
   return x ? contiguous_data<T>(name, *x, dtype, shape) : nullptr;
 }
 
-// The same for a tensor that a kernel fills.
+// The same for a tensor in the memory of the CPU that a kernel fills.
 template <class T>
 T* output_data(const char* name, const Tensor& x, ScalarType dtype, std::initializer_list<int64_t> shape) {
   T* data = contiguous_data<T>(name, x, dtype, shape);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -39,9 +40,40 @@ def operators() -> Any:
     return torch.ops.micron_native
 
 
-def register(implementations: dict[str, ModuleType], native: ModuleType) -> dict[str, ModuleType]:
+def register(implementations: dict[str, Any], native: ModuleType) -> dict[str, Any]:
     """``implementations``, with ``native`` where the extension has loaded."""
     return {**implementations, "native": native} if module is not None else implementations
+
+
+def _runs_on(capability: tuple[int, int], architecture: str) -> bool:
+    """Whether code for ``architecture``, such as 8.0, 9.0a or 8.0+PTX, runs on a GPU of that capability."""
+    number = architecture.removesuffix("+PTX")
+    major, minor = (int(x) for x in number.removesuffix("a").split("."))
+    if number.endswith("a"):  # neither its machine code nor its PTX runs elsewhere
+        return capability == (major, minor)
+    return (capability[0] == major and capability[1] >= minor) or (
+        architecture.endswith("+PTX") and capability >= (major, minor)
+    )
+
+
+def why_not(
+    device: torch.device, *_dtypes: torch.dtype, architectures: Sequence[str] | None = None
+) -> str | None:
+    """Why native kernels cannot run on ``device``, or None; ``architectures`` are those they are written for."""
+    if device.type == "cpu":
+        return None
+    if device.type != "cuda" or torch.version.hip is not None:
+        return f"runs on cpu and on CUDA, not on {'ROCm' if device.type == 'cuda' else device.type}"
+    assert module is not None
+    if not module.cuda_architectures:
+        return f"has no CUDA kernels in this build ({module.no_cuda_reason}; to rebuild: {REBUILD})"
+    built = module.cuda_architectures.split(";")
+    usable = [x for x in built if architectures is None or x.removesuffix("+PTX") in architectures]
+    capability = torch.cuda.get_device_capability(device)
+    if any(_runs_on(capability, x) for x in usable):
+        return None
+    written_for = ", ".join(usable) or f"none of {', '.join(architectures or ())}"
+    return f"was built for {written_for}; this GPU is {'.'.join(map(str, capability))}"
 
 
 def with_contiguous_rows(x: Tensor) -> Tensor:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
+import importlib.util
 import logging
+import os
 from collections.abc import Mapping, Sequence
-from types import ModuleType
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,66 +17,110 @@ from . import _extension
 
 Impl = Literal["reference", "native", "triton"]
 
-#: Every implementation an operator may have, slowest first.
-NAMES: tuple[Impl, ...] = ("reference", "triton", "native")
+#: What serves a call without ``impl``, by device: the first that can. CPU: as measured, bench/results. CUDA: not
+#: measured yet; Triton's kernels come first, since one source serves every architecture.
+ORDER: dict[str, tuple[Impl, ...]] = {
+    "cpu": ("native", "reference"),
+    "cuda": ("triton", "native", "reference"),
+}
+
+NAMES: tuple[str, ...] = ("reference", "triton", "native")
 
 logger = logging.getLogger("micron_kernels")
 
 
-def what_it_needs(impl: str) -> str:
-    """What would have to be there for ``impl`` to be available."""
-    if impl == "native":
-        why = f" ({_extension.reason})" if _extension.reason else ""
-        return f"the compiled extension{why}: {_extension.REBUILD}"
-    return "Triton kernels, which this version does not have yet"
+def interpreted() -> bool:
+    """Whether Triton's kernels run in its interpreter, and so on CPU tensors: TRITON_INTERPRET=1."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def _why_not(module: ModuleType, device: torch.device, dtypes: Sequence[torch.dtype]) -> str | None:
-    """Why an implementation cannot serve a call, or None. One that names no DEVICES and no DTYPES serves all."""
-    devices = getattr(module, "DEVICES", None)
-    if devices is not None and device.type not in devices:
-        return f"runs on {', '.join(devices)}, not on {device.type}"
-    have = getattr(module, "DTYPES", None)
+def capability(device: torch.device) -> tuple[int, int]:
+    """Compute capability of a CUDA device."""
+    return torch.cuda.get_device_capability(device)
+
+
+class TritonModule:
+    """``micron_kernels.<operator>.triton``, imported when one of its kernels is first launched.
+
+    ``import micron_kernels`` must work where triton is not installed, and not cost its import where it is.
+    """
+
+    def __init__(self, operator: str, *dtypes: torch.dtype, **most: int):
+        self._name = f"micron_kernels.{operator}.triton"
+        self._most = most  # the largest that it takes, of the sizes that the operator names
+        self.DTYPES = dtypes
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(importlib.import_module(self._name), name)
+
+    def why_not(self, device: torch.device, *_dtypes: torch.dtype, **sizes: int) -> str | None:
+        for name, size in sizes.items():
+            if size > self._most[name]:
+                return f"takes {name} up to {self._most[name]}, not {size}"
+        if importlib.util.find_spec("triton") is None:
+            return "needs the triton package, which is not installed: pip install triton"
+        if device.type == "cpu" and interpreted():
+            return None
+        if device.type != "cuda":
+            return (
+                f"runs on cuda, not on {device.type}, unless TRITON_INTERPRET=1 chooses Triton's interpreter"
+            )
+        if torch.version.hip is None and capability(device) < (8, 0):
+            major, minor = capability(device)
+            return f"needs compute capability 8.0 or higher; this GPU has {major}.{minor}"
+        return None
+
+
+def why_not(
+    available: Mapping[str, Any],
+    impl: str,
+    device: torch.device,
+    dtypes: Sequence[torch.dtype] = (),
+    **sizes: int,
+) -> str | None:
+    """Why ``available[impl]`` cannot serve a call, or None: by its DTYPES and its own why_not, if it has them."""
+    if impl not in available:
+        return f"needs the compiled extension ({_extension.reason}); to build it: {_extension.REBUILD}"
+    implementation = available[impl]
+    have = getattr(implementation, "DTYPES", None)
     wrong = [dtype for dtype in dtypes if have is not None and dtype not in have]
     if wrong:
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in have or ())
         return f"computes in {names}, not in {str(wrong[0]).removeprefix('torch.')}"
-    return None
+    own = getattr(implementation, "why_not", None)
+    return None if own is None else own(device, *dtypes, **sizes)
 
 
 def choose(
     operator: str,
     impl: str | None,
-    available: Mapping[str, ModuleType],
+    available: Mapping[str, Any],
     device: torch.device,
     *dtypes: torch.dtype,
+    **sizes: int,
 ) -> str:
     """Return the name of the implementation that serves a call of ``operator`` on ``device`` with ``dtypes``.
+    ``sizes`` are those that some implementation limits.
 
     An explicit ``impl`` is served by exactly that implementation or raises: ValueError for a name that no
     operator has, RuntimeError for one that this operator does not have here or that cannot take the call.
-    ``None`` takes the fastest one that can; a debug log says to what it fell back and why.
+    ``None`` takes the first of ``ORDER`` that can; a debug log says to what it fell back and why.
     """
     if impl is None:
-        for name in reversed(NAMES):
-            if name in available:
-                why = _why_not(available[name], device, dtypes)
-                if why is None:
-                    return name
-                logger.debug("%s: falling back from %r, which %s", operator, name, why)
+        for name in ORDER.get(device.type, ("reference",)):
+            why = why_not(available, name, device, dtypes, **sizes)
+            if why is None:
+                return name
+            logger.debug("%s: falling back from %r, which %s", operator, name, why)
         raise AssertionError(f"{operator} has no reference")
     if impl not in NAMES:
         raise ValueError(f"{operator}: impl={impl!r} is not one of {', '.join(map(repr, NAMES))}, None")
-    if impl not in available:
-        have = ", ".join(map(repr, available))
-        raise RuntimeError(
-            f"{operator}: impl={impl!r} needs {what_it_needs(impl)}; available here: {have}; "
-            "impl=None takes the fastest of these"
-        )
-    why = _why_not(available[impl], device, dtypes)
+    why = why_not(available, impl, device, dtypes, **sizes)
     if why is not None:
         raise RuntimeError(
-            f"{operator}: impl={impl!r} {why}; convert the tensors, or let impl=None take one that can"
+            f"{operator}: impl={impl!r} {why}; impl=None takes the fastest that can serve the call as it is"
         )
     return impl
 

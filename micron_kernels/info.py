@@ -8,7 +8,7 @@ import platform
 import torch
 
 from . import __version__, _extension
-from ._implementation import NAMES, choose, what_it_needs
+from ._implementation import ORDER, choose, why_not
 from .diagonal_attention import ops as diagonal_attention
 from .frame_difference import ops as frame_difference
 from .poi_topk import ops as poi_topk
@@ -60,18 +60,18 @@ def describe() -> str:
         *(f"GPU             {name}" for name in gpus),
         *_extension_facts(),
         "",
-        "operator              on CPU      available",
+        f"{'operator':<22}{'on':<6}{'chosen':<12}of",
     ]
-    cpu = torch.device("cpu")
+    devices = [torch.device("cpu"), *([torch.device("cuda")] if torch.cuda.is_available() else [])]
     for name, ops in OPERATORS.items():
-        available = ", ".join(ops.IMPLEMENTATIONS)
-        lines.append(
-            f"{name:<22}{choose(name, None, ops.IMPLEMENTATIONS, cpu, torch.float32):<12}{available}"
-        )
-    missing = [impl for impl in NAMES if not any(impl in ops.IMPLEMENTATIONS for ops in OPERATORS.values())]
-    if missing:
-        lines.append("")
-        lines += [f"{impl}: not available: it needs {what_it_needs(impl)}" for impl in missing]
+        for device in devices:
+            chosen = choose(name, None, ops.IMPLEMENTATIONS, device, torch.float32)
+            lines.append(f"{name:<22}{device.type:<6}{chosen:<12}{', '.join(ORDER[device.type])}")
+            lines += [
+                f"{'':<28}not {impl}: {why}"
+                for impl in ORDER[device.type]
+                if (why := why_not(ops.IMPLEMENTATIONS, impl, device)) is not None
+            ]
     return "\n".join(lines)
 
 

@@ -97,7 +97,15 @@ def diagonal_attention(
     _check.same_dtype("key", key, "query", query)
     _check.same_dtype("value", value, "query", query)
 
-    chosen = choose("diagonal_attention", impl, ops.IMPLEMENTATIONS, query.device, query.dtype)
+    chosen = choose(
+        "diagonal_attention",
+        impl,
+        ops.IMPLEMENTATIONS,
+        query.device,
+        query.dtype,
+        width=width,
+        value_width=value.shape[-1],
+    )
     out, weights, *_ = ops.diagonal_attention(
         query, key, value, float(scale), row_weight, rows, key_mask, chosen
     )

@@ -5,10 +5,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .. import _extension
 from .._extension import operators, with_contiguous_rows
 
-DEVICES = ("cpu",)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+#: The kernel on CUDA: wgmma multiplies halves alone, and the rows of a block must fit its shared memory.
+CUDA_DTYPES = (torch.bfloat16, torch.float16)
+CUDA_MAX_WIDTH = 512
+
+
+def why_not(device: torch.device, *dtypes: torch.dtype, width: int = 0, value_width: int = 0) -> str | None:
+    """Why a call cannot be served, or None."""
+    if device.type == "cuda" and any(dtype not in CUDA_DTYPES for dtype in dtypes):
+        return "computes in bfloat16 and float16 on CUDA"
+    if device.type == "cuda" and width > CUDA_MAX_WIDTH:
+        return f"takes width up to {CUDA_MAX_WIDTH} on CUDA, not {width}"
+    return _extension.why_not(device, architectures=("9.0a",))
 
 
 def _per_head(row_weight: Tensor | None, heads: int) -> Tensor | None:

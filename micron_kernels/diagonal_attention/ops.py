@@ -6,10 +6,13 @@ import torch
 from torch import Tensor
 
 from .._extension import register
-from .._implementation import accumulate_dtype, autocast_off
+from .._implementation import TritonModule, accumulate_dtype, autocast_off
 from . import native, reference
 
-IMPLEMENTATIONS = register({"reference": reference}, native)
+_TRITON = TritonModule(
+    "diagonal_attention", torch.float32, torch.bfloat16, torch.float16, width=512, value_width=512
+)
+IMPLEMENTATIONS = register({"reference": reference, "triton": _TRITON}, native)
 
 
 def _check_rows(rows: Optional[Tensor], length: int) -> None:

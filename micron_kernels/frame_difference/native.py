@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from .._extension import operators, with_contiguous_rows
+from .._extension import why_not as why_not
 
-DEVICES = ("cpu",)
 DTYPES = (torch.uint8, torch.float32, torch.bfloat16, torch.float16)
 
 

@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from .._extension import register
-from .._implementation import accumulate_dtype, autocast_off
+from .._implementation import TritonModule, accumulate_dtype, autocast_off
 from . import native
 from . import reference as reference_implementation
 
-IMPLEMENTATIONS = register({"reference": reference_implementation}, native)
+_TRITON = TritonModule("frame_difference", torch.uint8, torch.float32, torch.bfloat16, torch.float16)
+IMPLEMENTATIONS = register({"reference": reference_implementation, "triton": _TRITON}, native)
 
 
 @torch.library.custom_op("micron_kernels::frame_difference", mutates_args=())

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from .._extension import register
-from .._implementation import autocast_off
+from .._implementation import TritonModule, autocast_off
 from . import native, reference
 
-IMPLEMENTATIONS = register({"reference": reference}, native)
+_TRITON = TritonModule("swap_patches", torch.uint8, torch.float32, torch.bfloat16, torch.float16)
+IMPLEMENTATIONS = register({"reference": reference, "triton": _TRITON}, native)
 
 
 @torch.library.custom_op("micron_kernels::swap_patches", mutates_args=())

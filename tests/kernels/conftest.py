@@ -1,6 +1,14 @@
 import pytest
 
+import emulated
 import harness
+from micron_kernels import _implementation
+from micron_kernels.info import OPERATORS
+
+if emulated.why_not() is None:
+    _implementation.NAMES = (*_implementation.NAMES, "emulated")
+    for _ops in OPERATORS.values():
+        _ops.IMPLEMENTATIONS["emulated"] = emulated.Emulated(_ops.native)
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from micron_kernels._implementation import why_not
 from micron_kernels.testing import assert_within_rounding, poisoned_memory
 
 HALVES = (torch.float16, torch.bfloat16)
@@ -19,13 +20,27 @@ Inputs = dict[str, Any]
 
 
 def targets(ops) -> list:
-    """(impl, device) for every implementation that ``ops`` has here."""
+    """(impl, device) for every implementation that ``ops`` has here.
+
+    Without a GPU, Triton's kernels run in its interpreter and the CUDA kernels in the emulator, on CPU tensors.
+    """
+    result = []
+    for impl in ops.IMPLEMENTATIONS:
+        for device in ("cpu",) if impl == "emulated" else ("cpu", "cuda"):
+            marks = [pytest.mark.gpu] if device == "cuda" else []
+            if impl == "triton" and device == "cpu":
+                reason = ops.IMPLEMENTATIONS[impl].why_not(torch.device("cpu"))
+                marks = [pytest.mark.skipif(reason is not None, reason=f"triton {reason}")]
+            result.append(pytest.param((impl, device), id=f"{impl}-{device}", marks=marks))
+    return result
+
+
+def on_cpu(ops) -> list[str]:
+    """The implementations that take CPU tensors here."""
     return [
-        pytest.param(
-            (impl, device), id=f"{impl}-{device}", marks=[pytest.mark.gpu] if device == "cuda" else []
-        )
+        impl
         for impl in ops.IMPLEMENTATIONS
-        for device in ("cpu", "cuda")
+        if why_not(ops.IMPLEMENTATIONS, impl, torch.device("cpu")) is None
     ]
 
 

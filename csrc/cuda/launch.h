@@ -1,0 +1,85 @@
+// What every cuda.cu uses to reach its GPU. With MICRON_EMULATED the same sources are compiled by the C++ compiler
+// and run thread by thread on a CPU: tests/kernels/emulator.
+#pragma once
+
+#ifdef MICRON_EMULATED
+#include "emulator.h"
+#else
+#include <cuda_runtime.h>
+#include <dlfcn.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#endif
+
+#include "../tensor.h"
+
+#ifdef MICRON_EMULATED
+#define MICRON_CUDA_OPERATORS(m) STABLE_TORCH_LIBRARY_IMPL(micron_emulated, CPU, m)
+#else
+#define MICRON_CUDA_OPERATORS(m) STABLE_TORCH_LIBRARY_IMPL(micron_native, CUDA, m)
+#define MICRON_DYNAMIC_SHARED(name) extern __shared__ __align__(1024) unsigned char name[]
+#endif
+
+namespace micron::cuda {
+
+#ifndef MICRON_EMULATED
+
+inline void check(cudaError_t error, const char* what) {
+  STD_TORCH_CHECK(error == cudaSuccess, what, ": ", cudaGetErrorString(error));
+}
+
+// torch's current stream. The function is looked up in the library where torch has loaded it: naming it would make
+// this extension need libtorch_cuda, and unloadable beside a torch for CPUs.
+inline cudaStream_t current_stream(int32_t device) {
+  using Get = AOTITorchError (*)(int32_t, void**);
+  static const Get get = [] {
+    void* library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
+    return library == nullptr ? nullptr : reinterpret_cast<Get>(dlsym(library, "aoti_torch_get_current_cuda_stream"));
+  }();
+  STD_TORCH_CHECK(get != nullptr, "torch has not loaded its CUDA library: libtorch_cuda.so");
+  void* stream = nullptr;
+  STD_TORCH_CHECK(get(device, &stream) == 0, "torch has no current stream for CUDA device ", device);
+  return static_cast<cudaStream_t>(stream);
+}
+
+#endif
+
+// The device of a tensor, made current as long as this lives, and torch's stream there.
+class Device {
+ public:
+#ifdef MICRON_EMULATED
+  explicit Device(const Tensor&) {}
+  int multiprocessors() const { return 3; }
+#else
+  explicit Device(const Tensor& x) : guard_(x.get_device_index()), stream_(current_stream(x.get_device_index())) {}
+
+  int multiprocessors() const {
+    int device = 0, count = 0;
+    check(cudaGetDevice(&device), "cudaGetDevice");
+    check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
+    return count;
+  }
+#endif
+
+  template <class... Parameters, class... Arguments>
+  void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared, const Arguments&... arguments) const {
+#ifdef MICRON_EMULATED
+    emulator::launch(grid, block, shared, [&] { kernel(arguments...); });
+#else
+    if (shared > 48 * 1024) {
+      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
+            "this GPU has too little shared memory");
+    }
+    kernel<<<grid, block, shared, stream_>>>(arguments...);
+    check(cudaGetLastError(), "launch");
+#endif
+  }
+
+#ifndef MICRON_EMULATED
+ private:
+  torch::stable::accelerator::DeviceGuard guard_;
+  cudaStream_t stream_;
+#endif
+};
+
+}  // namespace micron::cuda
