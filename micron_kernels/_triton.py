@@ -31,7 +31,8 @@ def shared_bytes(device: torch.device) -> int:
     """Shared memory that a block may have, in bytes."""
     if interpreted():
         return 227 * 1024
-    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    properties: Any = torch.cuda.get_device_properties(device)
+    return properties.shared_memory_per_block_optin
 
 
 __all__ = ["capability", "interpreted", "launch", "shared_bytes"]
