@@ -1,0 +1,515 @@
+"""Diagonal attention in Triton. Same functions and signatures as ``reference``, where the formulas are derived.
+
+Forward: the scores of a block of rows, tile by tile of keys, under a running maximum and sum. The diagonal is left
+out of the tiles and made apart, by one function for all kernels: where p_i is near 1, the gradients are differences
+that vanish, and two roundings of the same score would be all that is left of them. Backward: first what belongs to
+one row (g_i, c_i = g_i (1 − p_i), dV_i, dw_i), then two passes that make the other scores again:
+
+    dQ_i = scale · (c_i k_i − g_i Σ_{j≠i} T_ij k_j / l_i)        T_ij = exp(s_ij − m_i),  P_ij = T_ij / l_i
+    dK_j = scale · (c_j q_j − Σ_{i≠j} (g_i / l_i) T_ij q_i)
+
+``rows`` names positions, a *slot* each; a position may have several. What they add to its gradients is summed in the
+order of the slots, so that the result does not depend on which block runs first.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .._extension import with_contiguous_rows
+from .._implementation import interpreted
+from .._triton import Tile, launch, launch_tiled, shared_bytes
+
+#: The interpreter multiplies bf16 wrongly.
+UPCAST = tl.constexpr(interpreted())
+LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def head_of(x, stride_b, stride_h, head, heads):
+    """The first element of one head of x (B, H, ...); ``head`` counts through all batch entries."""
+    return x + (head // heads) * stride_b + (head % heads) * stride_h
+
+
+@triton.jit
+def load_rows(x, positions, stride_n, there, columns, WIDTH: tl.constexpr):
+    """x[positions, columns], 0 where not ``there``.  # [BLOCK, COLUMNS]"""
+    mask = there[:, None] & (columns < WIDTH)[None, :]
+    return tl.load(x + positions[:, None] * stride_n + columns[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def positions_of(rows, slots, computed, length, batch, HAS_ROWS: tl.constexpr):
+    """(position of each slot, whether there is one)."""
+    there = slots < computed
+    if HAS_ROWS:
+        positions = tl.load(rows + batch * computed + slots, mask=there, other=-1)
+        there = there & (positions >= 0) & (positions < length)
+    else:
+        positions = slots
+    return positions, there
+
+
+@triton.jit
+def visible(key_mask, positions, there, length, batch, HAS_MASK: tl.constexpr):
+    """Whether each position may be attended to."""
+    if HAS_MASK:
+        there = there & (tl.load(key_mask + batch * length + positions, mask=there, other=0) != 0)
+    return there
+
+
+@triton.jit
+def multiply(a, b, sums):
+    if UPCAST:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, sums, input_precision="ieee")
+
+
+@triton.jit
+def row_products(a, b, stride_a, stride_b, positions, there, WIDTH: tl.constexpr, COLUMNS: tl.constexpr):
+    """Σ_e a[n, e] · b[n, e] of each position.  # [BLOCK]"""
+    products = tl.zeros([positions.shape[0], COLUMNS], tl.float32)
+    for start in range(0, WIDTH, COLUMNS):
+        columns = start + tl.arange(0, COLUMNS)
+        x = load_rows(a, positions, stride_a, there, columns, WIDTH).to(tl.float32)
+        y = load_rows(b, positions, stride_b, there, columns, WIDTH).to(tl.float32)
+        products += x * y
+    return tl.sum(products, 1)
+
+
+@triton.jit
+def forward_kernel(
+    query, key, value, row_weight, rows, key_mask, out, weights, row_max, row_sum,
+    query_b, query_h, query_n, key_b, key_h, key_n, value_b, value_h, value_n, weight_b, weight_h, weight_n,
+    scale, heads, length, computed,
+    WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr, HAS_ROWS: tl.constexpr, HAS_MASK: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    blocks = tl.cdiv(computed, BLOCK_M)
+    head = (tl.program_id(0) // blocks).to(tl.int64)
+    batch = head // heads
+    slots = (tl.program_id(0) % blocks) * BLOCK_M + tl.arange(0, BLOCK_M).to(tl.int64)
+    positions, there = positions_of(rows, slots, computed, length, batch, HAS_ROWS)
+    there = visible(key_mask, positions, there, length, batch, HAS_MASK)
+    query = head_of(query, query_b, query_h, head, heads)
+    key = head_of(key, key_b, key_h, head, heads)
+
+    maximum = tl.full([BLOCK_M], -float("inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    products = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    # One loop over the columns of every tile, so that loads run ahead from one tile into the next.
+    chunks: tl.constexpr = max(1, (WIDTH + COLUMNS - 1) // COLUMNS)
+    for step in range(tl.cdiv(length, BLOCK_N) * chunks):
+        columns = (step % chunks) * COLUMNS + tl.arange(0, COLUMNS)
+        keys = (step // chunks) * BLOCK_N + tl.arange(0, BLOCK_N).to(tl.int64)
+        seen = visible(key_mask, keys, keys < length, length, batch, HAS_MASK)
+        q = load_rows(query, positions, query_n, there, columns, WIDTH)
+        k = load_rows(key, keys, key_n, seen, columns, WIDTH)
+        products = multiply(q, tl.trans(k), products)
+        if step % chunks == chunks - 1:
+            others = seen[None, :] & (keys[None, :] != positions[:, None])
+            scores = tl.where(others, products * scale, -float("inf"))
+            higher = tl.maximum(maximum, tl.max(scores, 1))
+            finite = tl.where(higher == -float("inf"), 0.0, higher)  # every key so far is masked
+            total = total * tl.exp2((maximum - finite) * LOG2_E)
+            total += tl.sum(tl.exp2((scores - finite[:, None]) * LOG2_E), 1)
+            maximum = higher
+            products = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+
+    diagonal = scale * row_products(query, key, query_n, key_n, positions, there, WIDTH, COLUMNS)
+    higher = tl.maximum(maximum, tl.where(there, diagonal, -float("inf")))
+    higher = tl.where(higher == -float("inf"), 0.0, higher)
+    own = tl.where(there, tl.exp2((diagonal - higher) * LOG2_E), 0.0)
+    total = total * tl.exp2((maximum - higher) * LOG2_E) + own
+    maximum = higher
+    total = tl.where(total == 0.0, 1.0, total)
+    p = own / total
+    inside = slots < computed
+    tl.store(weights + head * computed + slots, p, mask=inside)
+    tl.store(row_max + head * computed + slots, maximum, mask=inside)
+    tl.store(row_sum + head * computed + slots, total, mask=inside)
+
+    if HAS_WEIGHT:
+        row_weight = head_of(row_weight, weight_b, weight_h, head, heads)
+        p *= tl.load(row_weight + positions * weight_n, mask=there, other=0.0)
+    value = head_of(value, value_b, value_h, head, heads)
+    out += head * computed * VALUE_WIDTH
+    for start in range(0, VALUE_WIDTH, COLUMNS):
+        columns = start + tl.arange(0, COLUMNS)
+        v = load_rows(value, positions, value_n, there, columns, VALUE_WIDTH).to(tl.float32)
+        mask = inside[:, None] & (columns < VALUE_WIDTH)[None, :]
+        tl.store(out + slots[:, None] * VALUE_WIDTH + columns[None, :], p[:, None] * v, mask=mask)
+
+
+@triton.jit
+def row_gradients_kernel(
+    grad_out, grad_weights, query, key, value, row_weight, key_mask, row_max, row_sum, first_slot, slot_order,
+    slot_g, position_g, position_c, d_value, d_weight,
+    grad_b, grad_h, grad_n, query_b, query_h, query_n, key_b, key_h, key_n, value_b, value_h, value_n,
+    weight_b, weight_h, weight_n, scale, heads, length, computed,
+    WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, HAS_GRAD_OUT: tl.constexpr, HAS_GRAD_WEIGHTS: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr, HAS_ROWS: tl.constexpr, HAS_MASK: tl.constexpr,
+    BLOCK: tl.constexpr, COLUMNS: tl.constexpr, VALUE_COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """g of every slot, and of every position what its slots add up to: g, c, dV and dw."""
+    blocks = tl.cdiv(length, BLOCK)
+    head = (tl.program_id(0) // blocks).to(tl.int64)
+    batch = head // heads
+    positions = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK).to(tl.int64)
+    inside = positions < length
+    there = visible(key_mask, positions, inside, length, batch, HAS_MASK)
+    query = head_of(query, query_b, query_h, head, heads)
+    key = head_of(key, key_b, key_h, head, heads)
+    diagonal = scale * row_products(query, key, query_n, key_n, positions, there, WIDTH, COLUMNS)
+
+    columns = tl.arange(0, VALUE_COLUMNS)
+    value = head_of(value, value_b, value_h, head, heads)
+    v = load_rows(value, positions, value_n, there, columns, VALUE_WIDTH).to(tl.float32)
+    w = tl.full([BLOCK], 1.0, tl.float32)
+    if HAS_WEIGHT:
+        row_weight = head_of(row_weight, weight_b, weight_h, head, heads)
+        w = tl.load(row_weight + positions * weight_n, mask=there, other=0.0)
+
+    if HAS_ROWS:
+        first_slot += batch * (length + 1)
+        first = tl.load(first_slot + positions, mask=inside, other=0)
+        count = tl.load(first_slot + positions + 1, mask=inside, other=0) - first
+        most = tl.max(count, 0)
+    else:
+        most = 1
+    sum_g = tl.zeros([BLOCK], tl.float32)
+    sum_c = tl.zeros([BLOCK], tl.float32)
+    sum_dw = tl.zeros([BLOCK], tl.float32)
+    sum_dv = tl.zeros([BLOCK, VALUE_COLUMNS], tl.float32)
+    for i in range(most):
+        if HAS_ROWS:
+            mine = i < count
+            slots = tl.load(slot_order + batch * computed + first + i, mask=mine, other=0)
+        else:
+            mine = inside
+            slots = positions
+        counts = there & mine
+        m = tl.load(row_max + head * computed + slots, mask=counts, other=0.0)
+        total = tl.load(row_sum + head * computed + slots, mask=counts, other=1.0)
+        p = tl.where(counts, tl.exp2((diagonal - m) * LOG2_E) / total, 0.0)
+        a = tl.zeros([BLOCK], tl.float32)
+        if HAS_GRAD_OUT:
+            rows_of_grad = head_of(grad_out, grad_b, grad_h, head, heads)
+            d_out = load_rows(rows_of_grad, slots, grad_n, counts, columns, VALUE_WIDTH).to(tl.float32)
+            value_grad = tl.sum(v * d_out, 1)
+            a += w * value_grad
+            sum_dv += (w * p)[:, None] * d_out
+            sum_dw += p * value_grad
+        if HAS_GRAD_WEIGHTS:
+            a += tl.load(grad_weights + head * computed + slots, mask=counts, other=0.0)
+        g = p * a
+        sum_g += g
+        sum_c += p * (a - g)  # g (1 − p), rounded less
+        tl.store(slot_g + head * computed + slots, g, mask=mine)
+
+    tl.store(position_g + head * length + positions, sum_g, mask=inside)
+    tl.store(position_c + head * length + positions, sum_c, mask=inside)
+    if HAS_WEIGHT:
+        tl.store(d_weight + head * length + positions, sum_dw, mask=inside)
+    mask = inside[:, None] & (columns < VALUE_WIDTH)[None, :]
+    d_value += head * length * VALUE_WIDTH
+    tl.store(d_value + positions[:, None] * VALUE_WIDTH + columns[None, :], sum_dv, mask=mask)
+
+
+@triton.jit
+def query_gradients_kernel(
+    query, key, rows, key_mask, row_max, row_sum, first_slot, slot_order, position_g, position_c, d_query,
+    query_b, query_h, query_n, key_b, key_h, key_n, scale, heads, length, computed,
+    WIDTH: tl.constexpr, HAS_ROWS: tl.constexpr, HAS_MASK: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    blocks = tl.cdiv(computed, BLOCK_M)
+    head = (tl.program_id(0) // blocks).to(tl.int64)
+    batch = head // heads
+    slots = (tl.program_id(0) % blocks) * BLOCK_M + tl.arange(0, BLOCK_M).to(tl.int64)
+    positions, inside = positions_of(rows, slots, computed, length, batch, HAS_ROWS)
+    there = visible(key_mask, positions, inside, length, batch, HAS_MASK)
+    query = head_of(query, query_b, query_h, head, heads)
+    key = head_of(key, key_b, key_h, head, heads)
+    columns = tl.arange(0, COLUMNS)
+    q = load_rows(query, positions, query_n, there, columns, WIDTH)
+    m = tl.load(row_max + head * computed + slots, mask=inside, other=0.0)
+
+    sums = tl.zeros([BLOCK_M, COLUMNS], tl.float32)  # Σ_{j≠i} T_ij k_j
+    for start in range(0, length, BLOCK_N):
+        keys = start + tl.arange(0, BLOCK_N).to(tl.int64)
+        seen = visible(key_mask, keys, keys < length, length, batch, HAS_MASK)
+        k = load_rows(key, keys, key_n, seen, columns, WIDTH)
+        scores = multiply(q, tl.trans(k), tl.zeros([BLOCK_M, BLOCK_N], tl.float32)) * scale
+        others = seen[None, :] & (keys[None, :] != positions[:, None])
+        t = tl.where(others, tl.exp2((scores - m[:, None]) * LOG2_E), 0.0)
+        sums = multiply(t.to(k.dtype), k, sums)
+
+    total = tl.load(row_sum + head * computed + slots, mask=inside, other=1.0)
+    g = tl.load(position_g + head * length + positions, mask=there, other=0.0)
+    c = tl.load(position_c + head * length + positions, mask=there, other=0.0)
+    k = load_rows(key, positions, key_n, there, columns, WIDTH).to(tl.float32)
+    d_q = tl.where(there[:, None], scale * (c[:, None] * k - (g / total)[:, None] * sums), 0.0)
+    if HAS_ROWS:  # the first slot of a position writes for all of them
+        first = tl.load(first_slot + batch * (length + 1) + positions, mask=inside, other=0)
+        inside = inside & (tl.load(slot_order + batch * computed + first, mask=inside, other=-1) == slots)
+    mask = inside[:, None] & (columns < WIDTH)[None, :]
+    tl.store(d_query + (head * length + positions[:, None]) * WIDTH + columns[None, :], d_q, mask=mask)
+
+
+@triton.jit
+def key_gradients_kernel(
+    query, key, rows, key_mask, row_max, row_sum, slot_g, position_c, d_key,
+    query_b, query_h, query_n, key_b, key_h, key_n, scale, heads, length, computed,
+    WIDTH: tl.constexpr, HAS_ROWS: tl.constexpr, HAS_MASK: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    blocks = tl.cdiv(length, BLOCK_M)
+    head = (tl.program_id(0) // blocks).to(tl.int64)
+    batch = head // heads
+    keys = (tl.program_id(0) % blocks) * BLOCK_M + tl.arange(0, BLOCK_M).to(tl.int64)
+    seen = visible(key_mask, keys, keys < length, length, batch, HAS_MASK)
+    query = head_of(query, query_b, query_h, head, heads)
+    key = head_of(key, key_b, key_h, head, heads)
+    columns = tl.arange(0, COLUMNS)
+    k = load_rows(key, keys, key_n, seen, columns, WIDTH)
+
+    sums = tl.zeros([BLOCK_M, COLUMNS], tl.float32)  # Σ_{i≠j} (g_i / l_i) T_ij q_i
+    for start in range(0, computed, BLOCK_N):
+        slots = start + tl.arange(0, BLOCK_N).to(tl.int64)
+        positions, inside = positions_of(rows, slots, computed, length, batch, HAS_ROWS)
+        there = visible(key_mask, positions, inside, length, batch, HAS_MASK)
+        q = load_rows(query, positions, query_n, there, columns, WIDTH)
+        m = tl.load(row_max + head * computed + slots, mask=there, other=0.0)
+        total = tl.load(row_sum + head * computed + slots, mask=there, other=1.0)
+        g = tl.load(slot_g + head * computed + slots, mask=there, other=0.0)
+        scores = multiply(k, tl.trans(q), tl.zeros([BLOCK_M, BLOCK_N], tl.float32)) * scale
+        t = (g / total)[None, :] * tl.exp2((scores - m[None, :]) * LOG2_E)
+        others = there[None, :] & seen[:, None] & (positions[None, :] != keys[:, None])
+        t = tl.where(others, t, 0.0)
+        sums = multiply(t.to(q.dtype), q, sums)
+
+    c = tl.load(position_c + head * length + keys, mask=seen, other=0.0)
+    q = load_rows(query, keys, query_n, seen, columns, WIDTH).to(tl.float32)
+    d_k = tl.where(seen[:, None], scale * (c[:, None] * q - sums), 0.0)
+    mask = (keys < length)[:, None] & (columns < WIDTH)[None, :]
+    tl.store(d_key + (head * length + keys[:, None]) * WIDTH + columns[None, :], d_k, mask=mask)
+
+
+def _forward_tiles(dtype: torch.dtype, width: int, device: torch.device) -> list[Tile]:
+    size = dtype.itemsize
+    if device.type == "cpu":  # the interpreter: its time goes by the number of operations on tiles
+        return [Tile(256, 256, max(16, triton.next_power_of_2(width)))]
+    columns = min(128 // size, max(16, triton.next_power_of_2(width)))
+    if size == 4:  # no tensor core: the sums in flight are what counts
+        return [Tile(64, 64, columns, num_warps=4, num_stages=2)]
+    tiles = [
+        Tile(128, 256, columns, num_warps=8, num_stages=3),
+        Tile(128, 128, columns, num_warps=8, num_stages=3),
+        Tile(64, 128, columns, num_warps=4, num_stages=3),
+    ]
+    return [x for x in tiles if (x.BLOCK_M + x.BLOCK_N) * columns * size * x.num_stages <= shared_bytes(device)]
+
+
+def _backward_tiles(dtype: torch.dtype, width: int, device: torch.device) -> list[Tile]:
+    """Whole rows are kept, so what fits in shared memory depends on the width."""
+    columns = max(16, triton.next_power_of_2(width))
+    if device.type == "cpu":
+        return [Tile(256, 256, columns)]
+    row = columns * dtype.itemsize
+    tiles = [
+        Tile(m, n, columns, num_warps=8 if m * columns >= 1 << 14 else 4, num_stages=stages)
+        for m, n, stages in ((128, 64, 2), (64, 64, 2), (64, 32, 2), (32, 32, 2), (32, 32, 1), (16, 16, 1))
+        if m * columns <= 1 << 15  # sums that the registers of eight warps can hold
+    ]
+    most = shared_bytes(device)
+    fit = [
+        x
+        for x in tiles
+        if (x.BLOCK_M + x.BLOCK_N * x.num_stages) * row + x.BLOCK_M * x.BLOCK_N * dtype.itemsize <= most
+    ]
+    return fit[:2]
+
+
+def _per_head(row_weight: Tensor | None, like: Tensor) -> Tensor:
+    """row_weight as fp32 (B, H, N); ``like`` where there is none, for its strides alone."""
+    if row_weight is None:
+        return like[..., 0]
+    weight = row_weight.to(torch.float32)
+    return weight[:, None].expand(-1, like.shape[1], -1) if weight.dim() == 2 else weight
+
+
+def forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    row_weight: Tensor | None,
+    rows: Tensor | None,
+    key_mask: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(out (B, H, K, Ev), p, row_max, row_sum, each (B, H, K)); a row with every key masked has 0 and 1."""
+    batch, heads, length, width = query.shape
+    computed = length if rows is None else rows.shape[1]
+    out = value.new_empty((batch, heads, computed, value.shape[3]))
+    weights, row_max, row_sum = (
+        query.new_empty((batch, heads, computed), dtype=torch.float32) for _ in range(3)
+    )
+    query, key, value = (with_contiguous_rows(x) for x in (query, key, value))
+    weight = _per_head(row_weight, value)
+    launch_tiled(
+        forward_kernel,
+        lambda block: batch * heads * triton.cdiv(computed, block),
+        _forward_tiles(query.dtype, width, query.device),
+        query,
+        key,
+        value,
+        weight,
+        query if rows is None else rows.contiguous(),
+        query if key_mask is None else key_mask.contiguous(),
+        out,
+        weights,
+        row_max,
+        row_sum,
+        *query.stride()[:3],
+        *key.stride()[:3],
+        *value.stride()[:3],
+        *weight.stride(),
+        scale,
+        heads,
+        length,
+        computed,
+        WIDTH=width,
+        VALUE_WIDTH=value.shape[3],
+        HAS_WEIGHT=row_weight is not None,
+        HAS_ROWS=rows is not None,
+        HAS_MASK=key_mask is not None,
+    )
+    return out, weights, row_max, row_sum
+
+
+def _slots_of_positions(rows: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """(first (B, N + 1), order (B, K)): the slots of position n are order[first[n]:first[n + 1]], ascending."""
+    ascending, order = rows.sort(dim=1, stable=True)
+    positions = torch.arange(length + 1, device=rows.device).expand(len(rows), -1).contiguous()
+    return torch.searchsorted(ascending, positions), order
+
+
+def backward(
+    grad_out: Tensor | None,
+    grad_weights: Tensor | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    row_weight: Tensor | None,
+    rows: Tensor | None,
+    key_mask: Tensor | None,
+    row_max: Tensor,
+    row_sum: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(dQ, dK, dV, dw), each of the shape and dtype of its input; dw is empty without a row_weight."""
+    batch, heads, length, width = query.shape
+    computed = length if rows is None else rows.shape[1]
+    d_query = query.new_empty(query.shape) if rows is None else query.new_zeros(query.shape)
+    d_key, d_value = key.new_empty(key.shape), value.new_empty(value.shape)
+    slot_g = query.new_empty((batch, heads, computed), dtype=torch.float32)
+    position_g = slot_g if rows is None else query.new_empty((batch, heads, length), dtype=torch.float32)
+    position_c = torch.empty_like(position_g)
+    d_weight = query.new_empty((batch, heads, length) if row_weight is not None else (0,), dtype=torch.float32)
+
+    query, key, value = (with_contiguous_rows(x) for x in (query, key, value))
+    mask = query if key_mask is None else key_mask.contiguous()
+    row_max, row_sum = row_max.contiguous(), row_sum.contiguous()
+    first_slot, slot_order = (query, query) if rows is None else _slots_of_positions(rows, length)
+    rows_or_any = query if rows is None else rows.contiguous()
+    weight = _per_head(row_weight, value)
+    d_out = value if grad_out is None else with_contiguous_rows(grad_out)
+    columns = max(16, triton.next_power_of_2(max(width, 1)))
+    value_columns = max(16, triton.next_power_of_2(value.shape[3]))
+    block = max(1, min(64, 8192 // max(columns, value_columns))) if query.is_cuda else 256
+    launch(
+        row_gradients_kernel,
+        (batch * heads * triton.cdiv(length, block),),
+        d_out,
+        row_max if grad_weights is None else grad_weights.contiguous(),
+        query,
+        key,
+        value,
+        weight,
+        mask,
+        row_max,
+        row_sum,
+        first_slot,
+        slot_order,
+        slot_g,
+        position_g,
+        position_c,
+        d_value,
+        d_weight,
+        *d_out.stride()[:3],
+        *query.stride()[:3],
+        *key.stride()[:3],
+        *value.stride()[:3],
+        *weight.stride(),
+        scale,
+        heads,
+        length,
+        computed,
+        WIDTH=width,
+        VALUE_WIDTH=value.shape[3],
+        HAS_GRAD_OUT=grad_out is not None,
+        HAS_GRAD_WEIGHTS=grad_weights is not None,
+        HAS_WEIGHT=row_weight is not None,
+        HAS_ROWS=rows is not None,
+        HAS_MASK=key_mask is not None,
+        BLOCK=block,
+        COLUMNS=min(columns, 128),
+        VALUE_COLUMNS=value_columns,
+        num_warps=4,
+    )
+    tiles = _backward_tiles(query.dtype, width, query.device)
+    layout = (*query.stride()[:3], *key.stride()[:3], scale, heads, length, computed)
+    flags = {"WIDTH": width, "HAS_ROWS": rows is not None, "HAS_MASK": key_mask is not None}
+    launch_tiled(
+        query_gradients_kernel,
+        lambda block: batch * heads * triton.cdiv(computed, block),
+        tiles,
+        query,
+        key,
+        rows_or_any,
+        mask,
+        row_max,
+        row_sum,
+        first_slot,
+        slot_order,
+        position_g,
+        position_c,
+        d_query,
+        *layout,
+        **flags,
+    )
+    launch_tiled(
+        key_gradients_kernel,
+        lambda block: batch * heads * triton.cdiv(length, block),
+        tiles,
+        query,
+        key,
+        rows_or_any,
+        mask,
+        row_max,
+        row_sum,
+        slot_g,
+        position_c,
+        d_key,
+        *layout,
+        **flags,
+    )
+    if row_weight is None:
+        return d_query, d_key, d_value, query.new_empty((0,))
+    d_weight = d_weight.sum(1) if row_weight.dim() == 2 else d_weight
+    return d_query, d_key, d_value, d_weight.to(row_weight.dtype)
