@@ -3,10 +3,10 @@
 Forward: the scores of a block of rows, tile by tile of keys, under a running maximum and sum. The diagonal is left
 out of the tiles and made apart, by one function for all kernels: where p_i is near 1, the gradients are differences
 that vanish, and two roundings of the same score would be all that is left of them. Backward: first what belongs to
-one row (g_i, c_i = g_i (1 − p_i), dV_i, dw_i), then two passes that make the other scores again:
+one row (f_i = g_i / l_i, c_i = g_i (1 − p_i), dV_i, dw_i), then two passes that make the other scores again:
 
-    dQ_i = scale · (c_i k_i − g_i Σ_{j≠i} T_ij k_j / l_i)        T_ij = exp(s_ij − m_i),  P_ij = T_ij / l_i
-    dK_j = scale · (c_j q_j − Σ_{i≠j} (g_i / l_i) T_ij q_i)
+    dS_ii = c_i,  dS_ij = −f_i exp(s_ij − m_i)        dQ_i = scale · Σ_j dS_ij k_j
+                                                      dK_j = scale · Σ_i dS_ij q_i
 
 ``rows`` names positions, a *slot* each; a position may have several. What they add to its gradients is summed in the
 order of the slots, so that the result does not depend on which block runs first.
@@ -38,7 +38,7 @@ def head_of(x, stride_b, stride_h, head, heads):
 def load_rows(x, positions, stride_n, there, columns, WIDTH: tl.constexpr):
     """x[positions, columns], 0 where not ``there``.  # [BLOCK, COLUMNS]"""
     mask = there[:, None] & (columns < WIDTH)[None, :]
-    return tl.load(x + positions[:, None] * stride_n + columns[None, :], mask=mask, other=0.0)
+    return tl.load(x + positions.to(tl.int64)[:, None] * stride_n + columns[None, :], mask=mask, other=0.0)
 
 
 @triton.jit
@@ -47,7 +47,8 @@ def positions_of(rows, slots, computed, length, batch, HAS_ROWS: tl.constexpr):
     there = slots < computed
     if HAS_ROWS:
         positions = tl.load(rows + batch * computed + slots, mask=there, other=-1)
-        there = there & (positions >= 0) & (positions < length)
+        there = there & (positions >= 0) & (positions < length)  # unchecked so far: the CPU cannot see them
+        positions = positions.to(tl.int32)
     else:
         positions = slots
     return positions, there
@@ -92,7 +93,7 @@ def forward_kernel(
     blocks = tl.cdiv(computed, BLOCK_M)
     head = (tl.program_id(0) // blocks).to(tl.int64)
     batch = head // heads
-    slots = (tl.program_id(0) % blocks) * BLOCK_M + tl.arange(0, BLOCK_M).to(tl.int64)
+    slots = (tl.program_id(0) % blocks) * BLOCK_M + tl.arange(0, BLOCK_M)
     positions, there = positions_of(rows, slots, computed, length, batch, HAS_ROWS)
     there = visible(key_mask, positions, there, length, batch, HAS_MASK)
     query = head_of(query, query_b, query_h, head, heads)
@@ -105,13 +106,13 @@ def forward_kernel(
     chunks: tl.constexpr = max(1, (WIDTH + COLUMNS - 1) // COLUMNS)
     for step in range(tl.cdiv(length, BLOCK_N) * chunks):
         columns = (step % chunks) * COLUMNS + tl.arange(0, COLUMNS)
-        keys = (step // chunks) * BLOCK_N + tl.arange(0, BLOCK_N).to(tl.int64)
+        keys = (step // chunks) * BLOCK_N + tl.arange(0, BLOCK_N)
         seen = visible(key_mask, keys, keys < length, length, batch, HAS_MASK)
         q = load_rows(query, positions, query_n, there, columns, WIDTH)
         k = load_rows(key, keys, key_n, seen, columns, WIDTH)
         products = multiply(q, tl.trans(k), products)
         if step % chunks == chunks - 1:
-            others = seen[None, :] & (keys[None, :] != positions[:, None])
+            others = seen[None, :] & (positions[:, None] != keys[None, :])
             scores = tl.where(others, products * scale, -float("inf"))
             higher = tl.maximum(maximum, tl.max(scores, 1))
             finite = tl.where(higher == -float("inf"), 0.0, higher)  # every key so far is masked
@@ -135,31 +136,31 @@ def forward_kernel(
 
     if HAS_WEIGHT:
         row_weight = head_of(row_weight, weight_b, weight_h, head, heads)
-        p *= tl.load(row_weight + positions * weight_n, mask=there, other=0.0)
+        p *= tl.load(row_weight + positions.to(tl.int64) * weight_n, mask=there, other=0.0)
     value = head_of(value, value_b, value_h, head, heads)
     out += head * computed * VALUE_WIDTH
     for start in range(0, VALUE_WIDTH, COLUMNS):
         columns = start + tl.arange(0, COLUMNS)
         v = load_rows(value, positions, value_n, there, columns, VALUE_WIDTH).to(tl.float32)
         mask = inside[:, None] & (columns < VALUE_WIDTH)[None, :]
-        tl.store(out + slots[:, None] * VALUE_WIDTH + columns[None, :], p[:, None] * v, mask=mask)
+        tl.store(out + slots.to(tl.int64)[:, None] * VALUE_WIDTH + columns[None, :], p[:, None] * v, mask=mask)
 
 
 @triton.jit
 def row_gradients_kernel(
     grad_out, grad_weights, query, key, value, row_weight, key_mask, row_max, row_sum, first_slot, slot_order,
-    slot_g, position_g, position_c, d_value, d_weight,
+    slot_f, slot_c, position_f, position_c, d_value, d_weight,
     grad_b, grad_h, grad_n, query_b, query_h, query_n, key_b, key_h, key_n, value_b, value_h, value_n,
     weight_b, weight_h, weight_n, scale, heads, length, computed,
     WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, HAS_GRAD_OUT: tl.constexpr, HAS_GRAD_WEIGHTS: tl.constexpr,
     HAS_WEIGHT: tl.constexpr, HAS_ROWS: tl.constexpr, HAS_MASK: tl.constexpr,
     BLOCK: tl.constexpr, COLUMNS: tl.constexpr, VALUE_COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """g of every slot, and of every position what its slots add up to: g, c, dV and dw."""
+    """f and c of every slot, and of every position what its slots add up to: f, c, dV and dw."""
     blocks = tl.cdiv(length, BLOCK)
     head = (tl.program_id(0) // blocks).to(tl.int64)
     batch = head // heads
-    positions = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK).to(tl.int64)
+    positions = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
     inside = positions < length
     there = visible(key_mask, positions, inside, length, batch, HAS_MASK)
     query = head_of(query, query_b, query_h, head, heads)
@@ -172,7 +173,7 @@ def row_gradients_kernel(
     w = tl.full([BLOCK], 1.0, tl.float32)
     if HAS_WEIGHT:
         row_weight = head_of(row_weight, weight_b, weight_h, head, heads)
-        w = tl.load(row_weight + positions * weight_n, mask=there, other=0.0)
+        w = tl.load(row_weight + positions.to(tl.int64) * weight_n, mask=there, other=0.0)
 
     if HAS_ROWS:
         first_slot += batch * (length + 1)
@@ -181,7 +182,7 @@ def row_gradients_kernel(
         most = tl.max(count, 0)
     else:
         most = 1
-    sum_g = tl.zeros([BLOCK], tl.float32)
+    sum_f = tl.zeros([BLOCK], tl.float32)
     sum_c = tl.zeros([BLOCK], tl.float32)
     sum_dw = tl.zeros([BLOCK], tl.float32)
     sum_dv = tl.zeros([BLOCK, VALUE_COLUMNS], tl.float32)
@@ -207,22 +208,25 @@ def row_gradients_kernel(
         if HAS_GRAD_WEIGHTS:
             a += tl.load(grad_weights + head * computed + slots, mask=counts, other=0.0)
         g = p * a
-        sum_g += g
-        sum_c += p * (a - g)  # g (1 − p), rounded less
-        tl.store(slot_g + head * computed + slots, g, mask=mine)
+        c = p * (a - g)  # g (1 − p), rounded less
+        sum_f += g / total
+        sum_c += c
+        tl.store(slot_f + head * computed + slots, g / total, mask=mine)
+        tl.store(slot_c + head * computed + slots, c, mask=mine)
 
-    tl.store(position_g + head * length + positions, sum_g, mask=inside)
-    tl.store(position_c + head * length + positions, sum_c, mask=inside)
+    if HAS_ROWS:
+        tl.store(position_f + head * length + positions, sum_f, mask=inside)
+        tl.store(position_c + head * length + positions, sum_c, mask=inside)
     if HAS_WEIGHT:
         tl.store(d_weight + head * length + positions, sum_dw, mask=inside)
     mask = inside[:, None] & (columns < VALUE_WIDTH)[None, :]
     d_value += head * length * VALUE_WIDTH
-    tl.store(d_value + positions[:, None] * VALUE_WIDTH + columns[None, :], sum_dv, mask=mask)
+    tl.store(d_value + positions.to(tl.int64)[:, None] * VALUE_WIDTH + columns[None, :], sum_dv, mask=mask)
 
 
 @triton.jit
 def query_gradients_kernel(
-    query, key, rows, key_mask, row_max, row_sum, first_slot, slot_order, position_g, position_c, d_query,
+    query, key, rows, key_mask, row_max, first_slot, slot_order, position_f, position_c, d_query,
     query_b, query_h, query_n, key_b, key_h, key_n, scale, heads, length, computed,
     WIDTH: tl.constexpr, HAS_ROWS: tl.constexpr, HAS_MASK: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, COLUMNS: tl.constexpr,
@@ -230,40 +234,39 @@ def query_gradients_kernel(
     blocks = tl.cdiv(computed, BLOCK_M)
     head = (tl.program_id(0) // blocks).to(tl.int64)
     batch = head // heads
-    slots = (tl.program_id(0) % blocks) * BLOCK_M + tl.arange(0, BLOCK_M).to(tl.int64)
+    slots = (tl.program_id(0) % blocks) * BLOCK_M + tl.arange(0, BLOCK_M)
     positions, inside = positions_of(rows, slots, computed, length, batch, HAS_ROWS)
     there = visible(key_mask, positions, inside, length, batch, HAS_MASK)
     query = head_of(query, query_b, query_h, head, heads)
     key = head_of(key, key_b, key_h, head, heads)
     columns = tl.arange(0, COLUMNS)
     q = load_rows(query, positions, query_n, there, columns, WIDTH)
-    m = tl.load(row_max + head * computed + slots, mask=inside, other=0.0)
+    m = tl.load(row_max + head * computed + slots, mask=there, other=0.0)
+    f = tl.load(position_f + head * length + positions, mask=there, other=0.0)
+    c = tl.load(position_c + head * length + positions, mask=there, other=0.0)
 
-    sums = tl.zeros([BLOCK_M, COLUMNS], tl.float32)  # Σ_{j≠i} T_ij k_j
+    d_q = tl.zeros([BLOCK_M, COLUMNS], tl.float32)
     for start in range(0, length, BLOCK_N):
-        keys = start + tl.arange(0, BLOCK_N).to(tl.int64)
+        keys = start + tl.arange(0, BLOCK_N)
         seen = visible(key_mask, keys, keys < length, length, batch, HAS_MASK)
         k = load_rows(key, keys, key_n, seen, columns, WIDTH)
         scores = multiply(q, tl.trans(k), tl.zeros([BLOCK_M, BLOCK_N], tl.float32)) * scale
-        others = seen[None, :] & (keys[None, :] != positions[:, None])
-        t = tl.where(others, tl.exp2((scores - m[:, None]) * LOG2_E), 0.0)
-        sums = multiply(t.to(k.dtype), k, sums)
+        d_s = -f[:, None] * tl.exp2((scores - m[:, None]) * LOG2_E)
+        d_s = tl.where(seen[None, :], d_s, 0.0)
+        d_s = tl.where(positions[:, None] == keys[None, :], c[:, None], d_s)
+        d_q = multiply(d_s.to(k.dtype), k, d_q)
 
-    total = tl.load(row_sum + head * computed + slots, mask=inside, other=1.0)
-    g = tl.load(position_g + head * length + positions, mask=there, other=0.0)
-    c = tl.load(position_c + head * length + positions, mask=there, other=0.0)
-    k = load_rows(key, positions, key_n, there, columns, WIDTH).to(tl.float32)
-    d_q = tl.where(there[:, None], scale * (c[:, None] * k - (g / total)[:, None] * sums), 0.0)
     if HAS_ROWS:  # the first slot of a position writes for all of them
         first = tl.load(first_slot + batch * (length + 1) + positions, mask=inside, other=0)
         inside = inside & (tl.load(slot_order + batch * computed + first, mask=inside, other=-1) == slots)
     mask = inside[:, None] & (columns < WIDTH)[None, :]
-    tl.store(d_query + (head * length + positions[:, None]) * WIDTH + columns[None, :], d_q, mask=mask)
+    d_query += head * length * WIDTH
+    tl.store(d_query + positions.to(tl.int64)[:, None] * WIDTH + columns[None, :], scale * d_q, mask=mask)
 
 
 @triton.jit
 def key_gradients_kernel(
-    query, key, rows, key_mask, row_max, row_sum, slot_g, position_c, d_key,
+    query, key, rows, key_mask, row_max, slot_f, slot_c, d_key,
     query_b, query_h, query_n, key_b, key_h, key_n, scale, heads, length, computed,
     WIDTH: tl.constexpr, HAS_ROWS: tl.constexpr, HAS_MASK: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, COLUMNS: tl.constexpr,
@@ -271,33 +274,31 @@ def key_gradients_kernel(
     blocks = tl.cdiv(length, BLOCK_M)
     head = (tl.program_id(0) // blocks).to(tl.int64)
     batch = head // heads
-    keys = (tl.program_id(0) % blocks) * BLOCK_M + tl.arange(0, BLOCK_M).to(tl.int64)
+    keys = (tl.program_id(0) % blocks) * BLOCK_M + tl.arange(0, BLOCK_M)
     seen = visible(key_mask, keys, keys < length, length, batch, HAS_MASK)
     query = head_of(query, query_b, query_h, head, heads)
     key = head_of(key, key_b, key_h, head, heads)
     columns = tl.arange(0, COLUMNS)
     k = load_rows(key, keys, key_n, seen, columns, WIDTH)
 
-    sums = tl.zeros([BLOCK_M, COLUMNS], tl.float32)  # Σ_{i≠j} (g_i / l_i) T_ij q_i
+    d_k = tl.zeros([BLOCK_M, COLUMNS], tl.float32)
     for start in range(0, computed, BLOCK_N):
-        slots = start + tl.arange(0, BLOCK_N).to(tl.int64)
-        positions, inside = positions_of(rows, slots, computed, length, batch, HAS_ROWS)
-        there = visible(key_mask, positions, inside, length, batch, HAS_MASK)
+        slots = start + tl.arange(0, BLOCK_N)
+        positions, there = positions_of(rows, slots, computed, length, batch, HAS_ROWS)
+        there = visible(key_mask, positions, there, length, batch, HAS_MASK)
         q = load_rows(query, positions, query_n, there, columns, WIDTH)
         m = tl.load(row_max + head * computed + slots, mask=there, other=0.0)
-        total = tl.load(row_sum + head * computed + slots, mask=there, other=1.0)
-        g = tl.load(slot_g + head * computed + slots, mask=there, other=0.0)
+        f = tl.load(slot_f + head * computed + slots, mask=there, other=0.0)
+        c = tl.load(slot_c + head * computed + slots, mask=there, other=0.0)
         scores = multiply(k, tl.trans(q), tl.zeros([BLOCK_M, BLOCK_N], tl.float32)) * scale
-        t = (g / total)[None, :] * tl.exp2((scores - m[None, :]) * LOG2_E)
-        others = there[None, :] & seen[:, None] & (positions[None, :] != keys[:, None])
-        t = tl.where(others, t, 0.0)
-        sums = multiply(t.to(q.dtype), q, sums)
+        d_s = -f[None, :] * tl.exp2((scores - m[None, :]) * LOG2_E)
+        d_s = tl.where(positions[None, :] == keys[:, None], c[None, :], d_s)
+        d_k = multiply(d_s.to(q.dtype), q, d_k)
 
-    c = tl.load(position_c + head * length + keys, mask=seen, other=0.0)
-    q = load_rows(query, keys, query_n, seen, columns, WIDTH).to(tl.float32)
-    d_k = tl.where(seen[:, None], scale * (c[:, None] * q - sums), 0.0)
+    d_k = tl.where(seen[:, None], scale * d_k, 0.0)  # a masked key had scores of 0, which may be far above m
     mask = (keys < length)[:, None] & (columns < WIDTH)[None, :]
-    tl.store(d_key + (head * length + keys[:, None]) * WIDTH + columns[None, :], d_k, mask=mask)
+    d_key += head * length * WIDTH
+    tl.store(d_key + keys.to(tl.int64)[:, None] * WIDTH + columns[None, :], d_k, mask=mask)
 
 
 def _forward_tiles(dtype: torch.dtype, width: int, device: torch.device) -> list[Tile]:
@@ -415,23 +416,26 @@ def backward(
     """(dQ, dK, dV, dw), each of the shape and dtype of its input; dw is empty without a row_weight."""
     batch, heads, length, width = query.shape
     computed = length if rows is None else rows.shape[1]
+    row_max, row_sum = row_max.contiguous(), row_sum.contiguous()
     d_query = query.new_empty(query.shape) if rows is None else query.new_zeros(query.shape)
     d_key, d_value = key.new_empty(key.shape), value.new_empty(value.shape)
-    slot_g = query.new_empty((batch, heads, computed), dtype=torch.float32)
-    position_g = slot_g if rows is None else query.new_empty((batch, heads, length), dtype=torch.float32)
-    position_c = torch.empty_like(position_g)
+    slot_f, slot_c = torch.empty_like(row_max), torch.empty_like(row_max)
+    position_f, position_c = slot_f, slot_c
+    if rows is not None:
+        position_f, position_c = (
+            query.new_empty((batch, heads, length), dtype=torch.float32) for _ in range(2)
+        )
     d_weight = query.new_empty((batch, heads, length) if row_weight is not None else (0,), dtype=torch.float32)
 
     query, key, value = (with_contiguous_rows(x) for x in (query, key, value))
     mask = query if key_mask is None else key_mask.contiguous()
-    row_max, row_sum = row_max.contiguous(), row_sum.contiguous()
     first_slot, slot_order = (query, query) if rows is None else _slots_of_positions(rows, length)
     rows_or_any = query if rows is None else rows.contiguous()
     weight = _per_head(row_weight, value)
     d_out = value if grad_out is None else with_contiguous_rows(grad_out)
     columns = max(16, triton.next_power_of_2(max(width, 1)))
     value_columns = max(16, triton.next_power_of_2(value.shape[3]))
-    block = max(1, min(64, 8192 // max(columns, value_columns))) if query.is_cuda else 256
+    block = max(1, min(64, 8192 // max(columns, value_columns))) if query.device.type != "cpu" else 256
     launch(
         row_gradients_kernel,
         (batch * heads * triton.cdiv(length, block),),
@@ -446,8 +450,9 @@ def backward(
         row_sum,
         first_slot,
         slot_order,
-        slot_g,
-        position_g,
+        slot_f,
+        slot_c,
+        position_f,
         position_c,
         d_value,
         d_weight,
@@ -484,10 +489,9 @@ def backward(
         rows_or_any,
         mask,
         row_max,
-        row_sum,
         first_slot,
         slot_order,
-        position_g,
+        position_f,
         position_c,
         d_query,
         *layout,
@@ -502,9 +506,8 @@ def backward(
         rows_or_any,
         mask,
         row_max,
-        row_sum,
-        slot_g,
-        position_c,
+        slot_f,
+        slot_c,
         d_key,
         *layout,
         **flags,
