@@ -10,6 +10,8 @@ import torch
 import triton
 from torch import Tensor
 
+from ._implementation import capability
+
 
 @dataclasses.dataclass(frozen=True)
 class Tile:
@@ -88,3 +90,8 @@ def shared_bytes(device: torch.device) -> int:
         return 227 * 1024
     properties: Any = torch.cuda.get_device_properties(device)
     return properties.shared_memory_per_block_optin
+
+
+def is_hopper(device: torch.device) -> bool:
+    """Whether tiles go through wgmma, whose sums lie in registers and whose operands in shared memory."""
+    return device.type == "cuda" and torch.version.hip is None and capability(device)[0] == 9

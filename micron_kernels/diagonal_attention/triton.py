@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .._extension import with_contiguous_rows
 from .._implementation import interpreted
-from .._triton import Tile, launch, launch_tiled, shared_bytes
+from .._triton import Tile, is_hopper, launch, launch_tiled, shared_bytes
 
 #: The interpreter multiplies bf16 wrongly.
 UPCAST = tl.constexpr(interpreted())
@@ -301,39 +301,41 @@ def key_gradients_kernel(
     tl.store(d_key + keys.to(tl.int64)[:, None] * WIDTH + columns[None, :], d_k, mask=mask)
 
 
-def _forward_tiles(dtype: torch.dtype, width: int, device: torch.device) -> list[Tile]:
+def _forward_tiles(dtype: torch.dtype, width: int, gathers: bool, device: torch.device) -> list[Tile]:
+    """``gathers``: with rows or a mask, whose addresses need registers too."""
     size = dtype.itemsize
     if device.type == "cpu":  # the interpreter: its time goes by the number of operations on tiles
         return [Tile(256, 256, max(16, triton.next_power_of_2(width)))]
     columns = min(128 // size, max(16, triton.next_power_of_2(width)))
-    if size == 4:  # no tensor core: the sums in flight are what counts
+    if size == 4:  # without tensor cores
         return [Tile(64, 64, columns, num_warps=4, num_stages=2)]
-    tiles = [
-        Tile(128, 256, columns, num_warps=8, num_stages=3),
-        Tile(128, 128, columns, num_warps=8, num_stages=3),
-        Tile(64, 128, columns, num_warps=4, num_stages=3),
-    ]
-    return [x for x in tiles if (x.BLOCK_M + x.BLOCK_N) * columns * size * x.num_stages <= shared_bytes(device)]
+    tiles = [Tile(128, 128, columns, num_warps=8, num_stages=3), Tile(64, 128, columns, num_warps=4, num_stages=3)]
+    if gathers:
+        return [Tile(64, 64, columns, num_warps=4, num_stages=3)]
+    if is_hopper(device):
+        tiles.insert(0, Tile(128, 256, columns, num_warps=8, num_stages=3))
+    return tiles
 
 
-def _backward_tiles(dtype: torch.dtype, width: int, device: torch.device) -> list[Tile]:
+def _backward_tiles(dtype: torch.dtype, width: int, gathers: bool, device: torch.device) -> list[Tile]:
     """Whole rows are kept, so what fits in shared memory depends on the width."""
     columns = max(16, triton.next_power_of_2(width))
     if device.type == "cpu":
         return [Tile(256, 256, columns)]
-    row = columns * dtype.itemsize
+    size = dtype.itemsize
+    most_sums = 1 << (14 if gathers else 15)  # that the registers of eight warps can hold
+    most_keys = max(16, (1 << 14) // columns)
     tiles = [
-        Tile(m, n, columns, num_warps=8 if m * columns >= 1 << 14 else 4, num_stages=stages)
-        for m, n, stages in ((128, 64, 2), (64, 64, 2), (64, 32, 2), (32, 32, 2), (32, 32, 1), (16, 16, 1))
-        if m * columns <= 1 << 15  # sums that the registers of eight warps can hold
+        Tile(m, min(n, most_keys), columns, num_warps=8 if m * columns >= 1 << 13 else 4, num_stages=stages)
+        for m, n, stages in ((128, 64, 2), (64, 64, 2), (32, 32, 2), (32, 16, 2), (32, 16, 1), (16, 16, 1))
+        if m * columns <= most_sums and (m <= 64 or shared_bytes(device) > 64 << 10)
     ]
-    most = shared_bytes(device)
     fit = [
         x
         for x in tiles
-        if (x.BLOCK_M + x.BLOCK_N * x.num_stages) * row + x.BLOCK_M * x.BLOCK_N * dtype.itemsize <= most
+        if ((x.BLOCK_M + x.BLOCK_N * x.num_stages) * columns + x.BLOCK_M * x.BLOCK_N) * size <= shared_bytes(device)
     ]
-    return fit[:2]
+    return fit[:2] if columns <= 128 else fit[:1]
 
 
 def _per_head(row_weight: Tensor | None, like: Tensor) -> Tensor:
@@ -365,7 +367,7 @@ def forward(
     launch_tiled(
         forward_kernel,
         lambda block: batch * heads * triton.cdiv(computed, block),
-        _forward_tiles(query.dtype, width, query.device),
+        _forward_tiles(query.dtype, width, rows is not None or key_mask is not None, query.device),
         query,
         key,
         value,
@@ -435,7 +437,7 @@ def backward(
     d_out = value if grad_out is None else with_contiguous_rows(grad_out)
     columns = max(16, triton.next_power_of_2(max(width, 1)))
     value_columns = max(16, triton.next_power_of_2(value.shape[3]))
-    block = max(1, min(64, 8192 // max(columns, value_columns))) if query.device.type != "cpu" else 256
+    block = max(1, min(64, 4096 // max(columns, value_columns))) if query.device.type != "cpu" else 256
     launch(
         row_gradients_kernel,
         (batch * heads * triton.cdiv(length, block),),
@@ -477,7 +479,7 @@ def backward(
         VALUE_COLUMNS=value_columns,
         num_warps=4,
     )
-    tiles = _backward_tiles(query.dtype, width, query.device)
+    tiles = _backward_tiles(query.dtype, width, rows is not None or key_mask is not None, query.device)
     layout = (*query.stride()[:3], *key.stride()[:3], scale, heads, length, computed)
     flags = {"WIDTH": width, "HAS_ROWS": rows is not None, "HAS_MASK": key_mask is not None}
     launch_tiled(

@@ -114,7 +114,7 @@ def source_of(kernel: Any, arguments: tuple, constants: dict[str, Any]) -> tuple
     return ASTSource(kernel, signature, constants, attributes), options
 
 
-def launches(operator: str, dtype: torch.dtype, shared: int) -> list[tuple]:
+def launches(operator: str, dtype: torch.dtype, shared: int, hopper: bool) -> list[tuple]:
     """(kernel, arguments, constants) of everything that an operator launches."""
     recorded: list[tuple] = []
 
@@ -131,6 +131,7 @@ def launches(operator: str, dtype: torch.dtype, shared: int) -> list[tuple]:
         "launch": launch,
         "launch_tiled": launch_tiled,
         "shared_bytes": lambda device: shared,
+        "is_hopper": lambda device: hopper,
     }.items():
         setattr(micron_kernels._triton, name, function)
         if hasattr(module, name):
@@ -168,7 +169,7 @@ def main(operator: str, name: str, *dtypes: str) -> None:
     target, shared = TARGETS[name]
     results: dict[str, dict[str, Any]] = {}
     for dtype in dtypes:
-        for kernel, arguments, constants in launches(operator, getattr(torch, dtype), shared):
+        for kernel, arguments, constants in launches(operator, getattr(torch, dtype), shared, name == "sm_90"):
             meta = {k: v for k, v in constants.items()}
             source, options = source_of(kernel, arguments, constants)
             key = f"{kernel.fn.__name__} {dtype} {json.dumps(meta)} {source.signature}"
