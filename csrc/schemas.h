@@ -15,6 +15,19 @@ void define_operators(Library& m) {
       "diagonal_attention_backward(Tensor? grad_out, Tensor? grad_weights, Tensor query, Tensor key, Tensor value, "
       "float scale, Tensor? row_weight, Tensor? rows, Tensor? key_mask, Tensor row_max, Tensor row_sum, Tensor(a!) d_query, "
       "Tensor(b!) d_key, Tensor(c!) d_value, Tensor(d!)? d_weight) -> ()");
+  // On CUDA the backward is three kernels; what one position is to another is prepared in Python.
+  m.def(
+      "diagonal_attention_row_gradients(Tensor? grad_out, Tensor? grad_weights, Tensor query, Tensor key, Tensor value, "
+      "float scale, Tensor? row_weight, Tensor? key_mask, Tensor row_max, Tensor row_sum, Tensor? first_slot, "
+      "Tensor? slot_order, Tensor(a!) slot_f, Tensor(b!) slot_c, Tensor(c!) position_f, Tensor(d!) position_c, "
+      "Tensor(e!) d_value, Tensor(f!)? d_weight) -> ()");
+  m.def(
+      "diagonal_attention_query_gradients(Tensor query, Tensor key, float scale, Tensor? rows, Tensor? key_mask, "
+      "Tensor row_max, Tensor? first_slot, Tensor? slot_order, Tensor position_f, Tensor position_c, "
+      "Tensor(a!) d_query) -> ()");
+  m.def(
+      "diagonal_attention_key_gradients(Tensor query, Tensor key, float scale, Tensor? rows, Tensor? key_mask, "
+      "Tensor row_max, Tensor slot_f, Tensor slot_c, Tensor(a!) d_key) -> ()");
   m.def(
       "frame_difference(Tensor frames, Tensor reference, int patch_size, bool squared, Tensor factors, "
       "bool channels_last, Tensor(a!) out) -> ()");

@@ -1,4 +1,7 @@
-"""Diagonal attention in C++: ``csrc/diagonal_attention``. Same functions and signatures as ``reference``."""
+"""Diagonal attention in C++: ``csrc/diagonal_attention``. Same functions and signatures as ``reference``.
+
+CUDA tensors go to ``native_cuda``.
+"""
 
 from __future__ import annotations
 
@@ -7,28 +10,19 @@ from torch import Tensor
 
 from .. import _extension
 from .._extension import operators, with_contiguous_rows
+from . import native_cuda as on_cuda
+from .rows import weight_per_head
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-#: The kernel on CUDA: wgmma multiplies halves alone, and the rows of a block must fit its shared memory.
-CUDA_DTYPES = (torch.bfloat16, torch.float16)
-CUDA_MAX_WIDTH = 512
 
 
 def why_not(device: torch.device, *dtypes: torch.dtype, width: int = 0, value_width: int = 0) -> str | None:
     """Why a call cannot be served, or None."""
-    if device.type == "cuda" and any(dtype not in CUDA_DTYPES for dtype in dtypes):
+    if device.type == "cuda" and any(dtype not in on_cuda.DTYPES for dtype in dtypes):
         return "computes in bfloat16 and float16 on CUDA"
-    if device.type == "cuda" and width > CUDA_MAX_WIDTH:
-        return f"takes width up to {CUDA_MAX_WIDTH} on CUDA, not {width}"
+    if device.type == "cuda" and width > on_cuda.MAX_WIDTH:
+        return f"takes width up to {on_cuda.MAX_WIDTH} on CUDA, not {width}"
     return _extension.why_not(device, architectures=("9.0a",))
-
-
-def _per_head(row_weight: Tensor | None, heads: int) -> Tensor | None:
-    """row_weight as fp32 (B, H, N)."""
-    if row_weight is None:
-        return None
-    weight = row_weight.to(torch.float32)
-    return weight[:, None].expand(-1, heads, -1) if weight.dim() == 2 else weight
 
 
 def _contiguous(x: Tensor | None) -> Tensor | None:
@@ -45,6 +39,8 @@ def forward(
     key_mask: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(out (B, H, K, Ev), p, row_max, row_sum, each (B, H, K)); a row with every key masked has 0 and 1."""
+    if query.is_cuda:
+        return on_cuda.forward(query, key, value, scale, row_weight, rows, key_mask)
     batch, heads, length, _ = query.shape
     computed = length if rows is None else rows.shape[1]
     out = torch.empty((batch, heads, computed, value.shape[3]), dtype=value.dtype)
@@ -54,7 +50,7 @@ def forward(
         with_contiguous_rows(key),
         with_contiguous_rows(value),
         scale,
-        _per_head(row_weight, heads),
+        weight_per_head(row_weight, heads),
         _contiguous(rows),
         _contiguous(key_mask),
         out,
@@ -79,6 +75,10 @@ def backward(
     row_sum: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(dQ, dK, dV, dw), each of the shape and dtype of its input; dw is empty without a row_weight."""
+    if query.is_cuda:
+        return on_cuda.backward(
+            grad_out, grad_weights, query, key, value, scale, row_weight, rows, key_mask, row_max, row_sum
+        )
     new = torch.empty if rows is None else torch.zeros  # the kernel adds up the rows it is given
     d_query = new(query.shape, dtype=torch.float32)
     d_key = torch.empty(key.shape, dtype=torch.float32)
@@ -91,7 +91,7 @@ def backward(
         with_contiguous_rows(key),
         with_contiguous_rows(value),
         scale,
-        _per_head(row_weight, query.shape[1]),
+        weight_per_head(row_weight, query.shape[1]),
         _contiguous(rows),
         _contiguous(key_mask),
         row_max.contiguous(),

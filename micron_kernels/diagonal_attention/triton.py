@@ -22,6 +22,7 @@ from torch import Tensor
 from .._extension import with_contiguous_rows
 from .._implementation import interpreted
 from .._triton import Tile, is_hopper, launch, launch_tiled, shared_bytes
+from .rows import slots_of_positions, weight_per_head
 
 #: The interpreter multiplies bf16 wrongly.
 UPCAST = tl.constexpr(interpreted())
@@ -143,7 +144,9 @@ def forward_kernel(
         columns = start + tl.arange(0, COLUMNS)
         v = load_rows(value, positions, value_n, there, columns, VALUE_WIDTH).to(tl.float32)
         mask = inside[:, None] & (columns < VALUE_WIDTH)[None, :]
-        tl.store(out + slots.to(tl.int64)[:, None] * VALUE_WIDTH + columns[None, :], p[:, None] * v, mask=mask)
+        tl.store(
+            out + slots.to(tl.int64)[:, None] * VALUE_WIDTH + columns[None, :], p[:, None] * v, mask=mask
+        )
 
 
 @triton.jit
@@ -309,9 +312,10 @@ def _forward_tiles(dtype: torch.dtype, width: int, gathers: bool, device: torch.
     columns = min(128 // size, max(16, triton.next_power_of_2(width)))
     if size == 4:  # without tensor cores
         return [Tile(64, 64, columns, num_warps=4, num_stages=2)]
-    tiles = [Tile(128, 128, columns, num_warps=8, num_stages=3), Tile(64, 128, columns, num_warps=4, num_stages=3)]
+    stages = 3 if shared_bytes(device) > 64 << 10 else 2
     if gathers:
-        return [Tile(64, 64, columns, num_warps=4, num_stages=3)]
+        return [Tile(64, 64, columns, num_warps=4, num_stages=stages)]
+    tiles = [Tile(128, 128, columns, 8, stages), Tile(64, 128, columns, 4, stages)]
     if is_hopper(device):
         tiles.insert(0, Tile(128, 256, columns, num_warps=8, num_stages=3))
     return tiles
@@ -323,6 +327,8 @@ def _backward_tiles(dtype: torch.dtype, width: int, gathers: bool, device: torch
     if device.type == "cpu":
         return [Tile(256, 256, columns)]
     size = dtype.itemsize
+    if size == 4:
+        return [Tile(32, 32, columns) if columns <= 128 else Tile(16, 16, columns, num_warps=8)]
     most_sums = 1 << (14 if gathers else 15)  # that the registers of eight warps can hold
     most_keys = max(16, (1 << 14) // columns)
     tiles = [
@@ -333,17 +339,10 @@ def _backward_tiles(dtype: torch.dtype, width: int, gathers: bool, device: torch
     fit = [
         x
         for x in tiles
-        if ((x.BLOCK_M + x.BLOCK_N * x.num_stages) * columns + x.BLOCK_M * x.BLOCK_N) * size <= shared_bytes(device)
+        if ((x.BLOCK_M + x.BLOCK_N * x.num_stages) * columns + x.BLOCK_M * x.BLOCK_N) * size
+        <= shared_bytes(device)
     ]
     return fit[:2] if columns <= 128 else fit[:1]
-
-
-def _per_head(row_weight: Tensor | None, like: Tensor) -> Tensor:
-    """row_weight as fp32 (B, H, N); ``like`` where there is none, for its strides alone."""
-    if row_weight is None:
-        return like[..., 0]
-    weight = row_weight.to(torch.float32)
-    return weight[:, None].expand(-1, like.shape[1], -1) if weight.dim() == 2 else weight
 
 
 def forward(
@@ -363,7 +362,8 @@ def forward(
         query.new_empty((batch, heads, computed), dtype=torch.float32) for _ in range(3)
     )
     query, key, value = (with_contiguous_rows(x) for x in (query, key, value))
-    weight = _per_head(row_weight, value)
+    weight = weight_per_head(row_weight, heads)
+    weight = value[..., 0] if weight is None else weight
     launch_tiled(
         forward_kernel,
         lambda block: batch * heads * triton.cdiv(computed, block),
@@ -395,13 +395,6 @@ def forward(
     return out, weights, row_max, row_sum
 
 
-def _slots_of_positions(rows: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """(first (B, N + 1), order (B, K)): the slots of position n are order[first[n]:first[n + 1]], ascending."""
-    ascending, order = rows.sort(dim=1, stable=True)
-    positions = torch.arange(length + 1, device=rows.device).expand(len(rows), -1).contiguous()
-    return torch.searchsorted(ascending, positions), order
-
-
 def backward(
     grad_out: Tensor | None,
     grad_weights: Tensor | None,
@@ -427,13 +420,16 @@ def backward(
         position_f, position_c = (
             query.new_empty((batch, heads, length), dtype=torch.float32) for _ in range(2)
         )
-    d_weight = query.new_empty((batch, heads, length) if row_weight is not None else (0,), dtype=torch.float32)
+    d_weight = query.new_empty(
+        (batch, heads, length) if row_weight is not None else (0,), dtype=torch.float32
+    )
 
     query, key, value = (with_contiguous_rows(x) for x in (query, key, value))
     mask = query if key_mask is None else key_mask.contiguous()
-    first_slot, slot_order = (query, query) if rows is None else _slots_of_positions(rows, length)
+    first_slot, slot_order = (query, query) if rows is None else slots_of_positions(rows, length)
     rows_or_any = query if rows is None else rows.contiguous()
-    weight = _per_head(row_weight, value)
+    weight = weight_per_head(row_weight, heads)
+    weight = value[..., 0] if weight is None else weight
     d_out = value if grad_out is None else with_contiguous_rows(grad_out)
     columns = max(16, triton.next_power_of_2(max(width, 1)))
     value_columns = max(16, triton.next_power_of_2(value.shape[3]))

@@ -82,8 +82,8 @@ class Emulated:
     """An operator's ``native`` module, with the emulated kernels behind it."""
 
     def __init__(self, native: ModuleType):
-        self._native = native
-        self.DTYPES = getattr(native, "CUDA_DTYPES", native.DTYPES)
+        self._native = getattr(native, "on_cuda", native)
+        self.DTYPES = self._native.DTYPES
 
     @functools.cached_property
     def _module(self) -> ModuleType:

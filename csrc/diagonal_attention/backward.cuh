@@ -1,0 +1,316 @@
+// Backward: first what belongs to one row, then two passes for Hopper that make the scores again. The formulas, and
+// f and c, are those of micron_kernels/diagonal_attention/triton.py.
+#pragma once
+
+#include "device.cuh"
+
+namespace micron::diagonal_attention {
+
+// The slots of position n are order[first[n]] to order[first[n + 1] - 1]; without `rows` it is slot n.
+struct Slots {
+  const int64_t *first = nullptr, *order = nullptr;
+};
+
+template <class T>
+struct RowGradients {
+  Shape shape;
+  Slots slots;
+  Rows<T> grad_out, query, key, value;  // grad_out.data may be null
+  const float *grad_weights, *row_weight, *row_max, *row_sum;
+  int64_t weight_b, weight_h, weight_n;
+  float *slot_f, *slot_c, *position_f, *position_c;
+  T* d_value;
+  float* d_weight;
+};
+
+// f and c of every slot, and of every position what its slots add up to: f, c, dV and dw. A warp a position.
+template <class T>
+__global__ void __launch_bounds__(256) row_gradients_kernel(const __grid_constant__ RowGradients<T> p) {
+  const Shape& shape = p.shape;
+  const int64_t index = int64_t{blockIdx.x} * 8 + threadIdx.x / 32;
+  if (index >= int64_t{shape.batch} * shape.heads * shape.length) return;
+  const int n = static_cast<int>(index % shape.length), lane = threadIdx.x % 32;
+  const int64_t head_index = index / shape.length;
+  const int batch = static_cast<int>(head_index / shape.heads), head = static_cast<int>(head_index % shape.heads);
+  const bool there = shape.visible(batch, n);
+  const float diagonal =
+      there ? shape.scale_log2 * row_product(p.query.row(batch, head, n), p.key.row(batch, head, n), p.query.width) : 0.f;
+  const float weight = there && p.row_weight != nullptr
+                           ? p.row_weight[batch * p.weight_b + head * p.weight_h + n * p.weight_n]
+                           : 1.f;
+  const T* value = there ? p.value.row(batch, head, n) : nullptr;
+  T* d_value = p.d_value + index * p.value.width;
+
+  const int64_t* first = p.slots.first == nullptr ? nullptr : p.slots.first + int64_t{batch} * (shape.length + 1) + n;
+  const int begin = first == nullptr ? n : static_cast<int>(first[0]);
+  const int end = first == nullptr ? n + 1 : static_cast<int>(first[1]);
+  const auto slot_at = [&](int i) {
+    return first == nullptr ? int64_t{i} : p.slots.order[int64_t{batch} * shape.computed + i];
+  };
+  float sum_f = 0, sum_c = 0, sum_weight = 0;
+  for (int i = begin; i < end; ++i) {
+    const int64_t slot = slot_at(i), at = head_index * shape.computed + slot;
+    float f = 0, c = 0;
+    if (there) {
+      const float sum = p.row_sum[at], weight_of_value = exp2_of(diagonal - p.row_max[at]) / sum;
+      float value_grad = 0;
+      if (p.grad_out.data != nullptr) {
+        const T* grad = p.grad_out.row(batch, head, static_cast<int>(slot));
+        for (int e = lane; e < p.value.width; e += 32) {
+          value_grad += static_cast<float>(value[e]) * static_cast<float>(grad[e]);
+        }
+        value_grad = warp_sum(value_grad);
+      }
+      const float a = weight * value_grad + (p.grad_weights == nullptr ? 0.f : p.grad_weights[at]);
+      const float g = weight_of_value * a;
+      f = g / sum;
+      c = weight_of_value * (a - g);  // g (1 - p), rounded less
+      sum_weight += weight_of_value * value_grad;
+    }
+    if (lane == 0) p.slot_f[at] = f, p.slot_c[at] = c;
+    sum_f += f, sum_c += c;
+  }
+  for (int e = lane; e < p.value.width; e += 32) {
+    float sum = 0;
+    for (int i = begin; i < end && there && p.grad_out.data != nullptr; ++i) {
+      const int64_t slot = slot_at(i), at = head_index * shape.computed + slot;
+      const float weight_of_value = exp2_of(diagonal - p.row_max[at]) / p.row_sum[at];
+      sum += weight * weight_of_value *
+             static_cast<float>(p.grad_out.row(batch, head, static_cast<int>(slot))[e]);
+    }
+    d_value[e] = static_cast<T>(sum);
+  }
+  if (lane == 0) {
+    if (first != nullptr) p.position_f[index] = sum_f, p.position_c[index] = sum_c;
+    if (p.d_weight != nullptr) p.d_weight[index] = sum_weight;
+  }
+}
+
+constexpr int PASS_ROWS = 64, PASS_OTHERS = 64, PASS_STAGES = 2;
+constexpr int PASS_THREADS = 256 + 128;  // two warpgroups that share the rows, and the producer
+constexpr int PASS_CHUNK_BYTES = 64 * 128;
+
+// One of two passes. QUERIES: rows are slots, the others are keys, and the sums are dQ. Otherwise rows are keys, the
+// others are slots, and the sums are dK. A row and an other that are one position meet on the diagonal.
+template <class T>
+struct Pass {
+  TensorMap others_map;  // unused where others are gathered
+  bool gathers;          // others by their positions, one by one: with rows, or with a mask
+  Shape shape;
+  Slots slots;
+  Rows<T> query, key;
+  const float *row_max, *f, *c;  // f and c by position for QUERIES, by slot otherwise
+  T* sums;
+  int blocks;  // of 64 rows a head
+};
+
+// Columns come in chunks of 64, of which each warpgroup sums CHUNKS / 2.
+inline size_t pass_shared_bytes(int chunks) {
+  return static_cast<size_t>(1 + PASS_STAGES) * chunks * PASS_CHUNK_BYTES + 2 * PASS_CHUNK_BYTES +
+         (1 + PASS_STAGES) * 64 * 16 + PASS_STAGES * 16;
+}
+
+#ifdef MICRON_HOPPER
+
+// What a row or an other brings to dS.
+struct Item {
+  int position;  // -1 where there is none
+  float maximum, f, c;
+};
+
+template <class T, int CHUNKS>
+struct PassShared {
+  static constexpr int TILE_BYTES = CHUNKS * PASS_CHUNK_BYTES;
+  unsigned char *rows, *others, *d_scores;
+  Item *row_items, *other_items;
+  uint64_t *full, *empty;
+
+  __device__ explicit PassShared(unsigned char* memory) {
+    rows = memory;
+    others = rows + TILE_BYTES;
+    d_scores = others + PASS_STAGES * TILE_BYTES;
+    row_items = reinterpret_cast<Item*>(d_scores + 2 * PASS_CHUNK_BYTES);
+    other_items = row_items + 64;
+    full = reinterpret_cast<uint64_t*>(other_items + PASS_STAGES * 64);
+    empty = full + PASS_STAGES;
+  }
+};
+
+template <bool QUERIES, class T>
+__device__ Item slot_item(const Pass<T>& p, int batch, int head_index, int slot) {
+  const int n = p.shape.position(batch, slot);
+  if (n < 0) return {-1, 0, 0, 0};
+  const int64_t at = int64_t{head_index} * p.shape.computed + slot;
+  const int64_t by = QUERIES ? int64_t{head_index} * p.shape.length + n : at;
+  return {n, p.row_max[at], p.f[by], p.c[by]};
+}
+
+template <class T>
+__device__ Item key_item(const Pass<T>& p, int batch, int key) {
+  return {p.shape.visible(batch, key) ? key : -1, 0, 0, 0};
+}
+
+template <bool QUERIES, class T, int CHUNKS>
+__device__ void stream_others(const Pass<T>& p, const PassShared<T, CHUNKS>& shared, int batch, int head,
+                              int head_index) {
+  const int count = QUERIES ? p.shape.length : p.shape.computed, thread = threadIdx.x - 256;
+  const Rows<T>& from = QUERIES ? p.key : p.query;
+  for (int first = 0, tile = 0; first < count; first += PASS_OTHERS, ++tile) {
+    const int stage = tile % PASS_STAGES, round = tile / PASS_STAGES;
+    if (round > 0) cuda::barrier_wait(&shared.empty[stage], (round - 1) & 1);
+    Item* items = shared.other_items + stage * PASS_OTHERS;
+    if (thread < PASS_OTHERS) {
+      items[thread] =
+          QUERIES ? key_item(p, batch, first + thread) : slot_item<QUERIES>(p, batch, head_index, first + thread);
+    }
+    unsigned char* to = shared.others + stage * PassShared<T, CHUNKS>::TILE_BYTES;
+    if (p.gathers) {
+      cuda::named_barrier(2, 128);
+      for (int i = thread; i < PASS_OTHERS * CHUNKS * 8; i += 128) {
+        const int row = i / (CHUNKS * 8), vector = i % (CHUNKS * 8), n = items[row].position;
+        const bool there = n >= 0 && vector * 8 < from.width;
+        const T* source = there ? from.row(batch, head, n) + vector * 8 : from.data;
+        cuda::copy_async(to + vector / 8 * PASS_CHUNK_BYTES + cuda::swizzled(row, vector % 8 * 16), source, there);
+      }
+      cuda::copy_async_wait();
+      cuda::async_proxy_fence();
+    } else if (thread == 0) {
+      cuda::barrier_arrive_expect(&shared.full[stage], PassShared<T, CHUNKS>::TILE_BYTES);
+      for (int chunk = 0; chunk < CHUNKS; ++chunk) {
+        cuda::tensor_load(to + chunk * PASS_CHUNK_BYTES, &p.others_map, &shared.full[stage], chunk * CHUNK, first, head,
+                          batch);
+      }
+    }
+    cuda::barrier_arrive(&shared.full[stage]);
+  }
+}
+
+// dS of 64 rows and this warpgroup's half of the others, to shared memory.
+template <bool QUERIES, class T, int CHUNKS>
+__device__ void d_scores_of_tile(const Pass<T>& p, const PassShared<T, CHUNKS>& shared, int stage, int buffer) {
+  const int group = threadIdx.x / 128, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
+  const unsigned char* others = shared.others + stage * PassShared<T, CHUNKS>::TILE_BYTES + group * 32 * 128;
+  float scores[16];
+#pragma unroll
+  for (int i = 0; i < 16; ++i) scores[i] = 0;
+  cuda::wgmma_fence();
+#pragma unroll
+  for (int i = 0; i < CHUNKS * 4; ++i) {
+    const int offset = i / 4 * PASS_CHUNK_BYTES + i % 4 * 32;
+    cuda::Wgmma<T, 32, false>::run(scores, cuda::matrix_descriptor(shared.rows + offset),
+                                   cuda::matrix_descriptor(others + offset));
+  }
+  cuda::wgmma_commit();
+  cuda::wgmma_wait<0>();
+
+  unsigned char* to = shared.d_scores + buffer * PASS_CHUNK_BYTES;
+#pragma unroll
+  for (int i = 0; i < 16; i += 2) {
+    const int row = warp * 16 + lane / 4 + 8 * (i / 2 % 2), column = group * 32 + i / 4 * 8 + lane % 4 * 2;
+    const Item own = shared.row_items[row];
+    T pair[2];
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      const Item other = shared.other_items[stage * PASS_OTHERS + column + j];
+      const Item& slot = QUERIES ? own : other;
+      float d = 0;
+      if (other.position >= 0) d = -slot.f * exp2_of(scores[i + j] * p.shape.scale_log2 - slot.maximum);
+      if (other.position >= 0 && own.position == other.position) d = slot.c;
+      pair[j] = static_cast<T>(d);
+    }
+    *reinterpret_cast<uint32_t*>(to + cuda::swizzled(row, column * 2)) = *reinterpret_cast<const uint32_t*>(pair);
+  }
+  cuda::async_proxy_fence();
+}
+
+template <bool QUERIES, class T, int CHUNKS>
+__device__ void sum_others(const Pass<T>& p, const PassShared<T, CHUNKS>& shared, int first_row, int batch,
+                           int head_index) {
+  constexpr int WIDTH = CHUNKS / 2 * CHUNK;  // columns of this warpgroup
+  const int group = threadIdx.x / 128, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
+  float sums[WIDTH / 2];
+#pragma unroll
+  for (int i = 0; i < WIDTH / 2; ++i) sums[i] = 0;
+
+  const int count = QUERIES ? p.shape.length : p.shape.computed;
+  const int tiles = (count + PASS_OTHERS - 1) / PASS_OTHERS;
+  for (int tile = 0; tile < tiles; ++tile) {
+    const int stage = tile % PASS_STAGES, buffer = tile % 2;
+    cuda::barrier_wait(&shared.full[stage], tile / PASS_STAGES & 1);
+    d_scores_of_tile<QUERIES>(p, shared, stage, buffer);
+    cuda::named_barrier(1, 256);  // both halves are there; the other buffer is read no more
+    const unsigned char* others = shared.others + stage * PassShared<T, CHUNKS>::TILE_BYTES;
+    cuda::wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const uint64_t a = cuda::matrix_descriptor(shared.d_scores + buffer * PASS_CHUNK_BYTES + i * 32);
+      const uint64_t b = cuda::matrix_descriptor(others + group * (CHUNKS / 2) * PASS_CHUNK_BYTES + i * 2048,
+                                                 PASS_CHUNK_BYTES);
+      cuda::Wgmma<T, WIDTH, true>::run(sums, a, b);
+    }
+    cuda::wgmma_commit();
+    cuda::wgmma_wait<0>();
+    if (lane == 0) cuda::barrier_arrive(&shared.empty[stage]);
+  }
+
+  const int width = p.query.width;
+#pragma unroll
+  for (int i = 0; i < WIDTH / 2; i += 2) {
+    const int row = warp * 16 + lane / 4 + 8 * (i / 2 % 2);
+    const int column = group * WIDTH + i / 4 * 8 + lane % 4 * 2;
+    const int n = QUERIES ? shared.row_items[row].position : first_row + row;
+    if (column >= width || n < 0 || n >= p.shape.length) continue;
+    const bool there = shared.row_items[row].position >= 0;  // scores of a masked key are 0, perhaps far above m
+    if (QUERIES && p.slots.first != nullptr) {  // the first slot of a position writes for all of them
+      const int64_t first = p.slots.first[int64_t{batch} * (p.shape.length + 1) + n];
+      if (p.slots.order[int64_t{batch} * p.shape.computed + first] != first_row + row) continue;
+    }
+    T pair[2];
+    pair[0] = static_cast<T>(there ? p.shape.scale * sums[i] : 0.f);
+    pair[1] = static_cast<T>(there ? p.shape.scale * sums[i + 1] : 0.f);
+    T* to = p.sums + (int64_t{head_index} * p.shape.length + n) * width + column;
+    *reinterpret_cast<uint32_t*>(to) = *reinterpret_cast<const uint32_t*>(pair);
+  }
+}
+
+#endif
+
+template <bool QUERIES, class T, int CHUNKS>
+__global__ void __launch_bounds__(PASS_THREADS, 1) pass_kernel(const __grid_constant__ Pass<T> p) {
+#ifdef MICRON_HOPPER
+  MICRON_DYNAMIC_SHARED(memory);
+  const PassShared<T, CHUNKS> shared(memory);
+  const int head_index = blockIdx.x / p.blocks, first_row = blockIdx.x % p.blocks * PASS_ROWS;
+  const int batch = head_index / p.shape.heads, head = head_index % p.shape.heads;
+  const int thread = threadIdx.x;
+  if (thread == 0) {
+    for (int i = 0; i < PASS_STAGES; ++i) {
+      cuda::barrier_init(&shared.full[i], 128 + (p.gathers ? 0 : 1));
+      cuda::barrier_init(&shared.empty[i], 8);  // warps that consume
+    }
+    cuda::barrier_init_fence();
+  }
+  int* positions = reinterpret_cast<int*>(shared.d_scores);  // until the first tile
+  if (thread < PASS_ROWS) {
+    const Item item =
+        QUERIES ? slot_item<QUERIES>(p, batch, head_index, first_row + thread) : key_item(p, batch, first_row + thread);
+    shared.row_items[thread] = item;
+    positions[thread] = item.position;
+  }
+  __syncthreads();
+  if (thread < 256) {
+    load_block(shared.rows, QUERIES ? p.query : p.key, positions, PASS_ROWS, CHUNKS, batch, head, thread, 256);
+    cuda::async_proxy_fence();
+  }
+  __syncthreads();
+  if (thread < 256) {
+    cuda::registers_up<232>();
+    sum_others<QUERIES>(p, shared, first_row, batch, head_index);
+  } else {
+    cuda::registers_down<40>();
+    stream_others<QUERIES>(p, shared, batch, head, head_index);
+  }
+#endif
+}
+
+}  // namespace micron::diagonal_attention

@@ -1,0 +1,194 @@
+// From tensors to the kernels for Hopper.
+#include "backward.cuh"
+#include "forward.cuh"
+
+namespace micron::diagonal_attention {
+namespace {
+
+// Calls body(T{}) with the element type of x.
+template <class Body>
+void of_dtype(const Tensor& x, Body body) {
+  if (x.scalar_type() == ScalarType::BFloat16) return body(__nv_bfloat16{});
+  STD_TORCH_CHECK(x.scalar_type() == ScalarType::Half, "the CUDA kernels take bf16 and fp16");
+  body(__half{});
+}
+
+template <class T>
+Rows<T> rows_of(const char* name, const Tensor& x, const Tensor& like, int64_t length) {
+  STD_TORCH_CHECK(x.scalar_type() == like.scalar_type(), name, " has the wrong dtype");
+  check_shape(name, x, {like.size(0), like.size(1), length, x.size(3)});
+  check_unit_stride(name, x);
+  return {static_cast<const T*>(x.data_ptr()), x.stride(0), x.stride(1), x.stride(2), static_cast<int>(x.size(3))};
+}
+
+// Rows that are read 16 bytes at a time.
+template <class T>
+Rows<T> aligned_rows(const char* name, const Tensor& x, const Tensor& like) {
+  bool aligned = reinterpret_cast<uintptr_t>(x.data_ptr()) % 16 == 0 && x.size(3) % 8 == 0;
+  for (int64_t i = 0; i < 3; ++i) aligned = aligned && x.stride(i) % 8 == 0;
+  STD_TORCH_CHECK(aligned && x.size(3) > 0 && x.size(3) <= 512, name,
+                  ": rows must be aligned to 16 bytes, of at most 512 columns");
+  check_shape(name, x, {like.size(0), like.size(1), like.size(2), like.size(3)});
+  return rows_of<T>(name, x, like, like.size(2));
+}
+
+template <class T>
+TensorMap map_of(const Tensor& x, int box_rows) {
+  return cuda::tensor_map(x.data_ptr(), {x.size(0), x.size(1), x.size(2), x.size(3)},
+                          {x.stride(0), x.stride(1), x.stride(2), 1}, box_rows);
+}
+
+Shape shape_of(const Tensor& query, double scale, const OptionalTensor& rows, const OptionalTensor& key_mask) {
+  STD_TORCH_CHECK(query.dim() == 4, "query must be (B, H, N, E)");
+  const int64_t batch = query.size(0), heads = query.size(1), length = query.size(2);
+  const int64_t computed = rows ? rows->size(1) : length;
+  STD_TORCH_CHECK(batch * heads * ((std::max(length, computed) + 63) / 64) < INT32_MAX, "more blocks than a grid has");
+  Shape shape;
+  shape.batch = static_cast<int>(batch), shape.heads = static_cast<int>(heads);
+  shape.length = static_cast<int>(length), shape.computed = static_cast<int>(computed);
+  shape.scale = static_cast<float>(scale);
+  shape.scale_log2 = static_cast<float>(scale * 1.4426950408889634);
+  shape.rows = contiguous_data<const int64_t>("rows", rows, ScalarType::Long, {batch, computed});
+  shape.key_mask = contiguous_data<const bool>("key_mask", key_mask, ScalarType::Bool, {batch, length});
+  return shape;
+}
+
+template <class Kernel>
+void set_weight(Kernel& p, const OptionalTensor& row_weight) {
+  p.row_weight = nullptr, p.weight_b = p.weight_h = p.weight_n = 0;
+  if (!row_weight) return;
+  check_shape("row_weight", *row_weight, {p.shape.batch, p.shape.heads, p.shape.length});
+  STD_TORCH_CHECK(row_weight->scalar_type() == ScalarType::Float, "row_weight must be fp32");
+  p.row_weight = static_cast<const float*>(row_weight->data_ptr());
+  p.weight_b = row_weight->stride(0), p.weight_h = row_weight->stride(1), p.weight_n = row_weight->stride(2);
+}
+
+// fp32 statistics, one a slot or one a position of each head.
+template <class T = float>
+T* statistics(const char* name, const Tensor& x, const Shape& shape, int count) {
+  return contiguous_data<T>(name, x, ScalarType::Float, {shape.batch, shape.heads, count});
+}
+
+Slots slots_of(const OptionalTensor& first, const OptionalTensor& order, const Shape& shape) {
+  STD_TORCH_CHECK(first.has_value() == (shape.rows != nullptr || order.has_value()), "rows, first and order go together");
+  return {contiguous_data<const int64_t>("first_slot", first, ScalarType::Long, {shape.batch, shape.length + 1}),
+          contiguous_data<const int64_t>("slot_order", order, ScalarType::Long, {shape.batch, shape.computed})};
+}
+
+int chunks_of(const Tensor& x) { return static_cast<int>((x.size(3) + CHUNK - 1) / CHUNK); }
+
+void forward(const Tensor& query, const Tensor& key, const Tensor& value, double scale,
+             const OptionalTensor& row_weight, const OptionalTensor& rows, const OptionalTensor& key_mask,
+             const Tensor& out, const Tensor& weights, const Tensor& row_max, const Tensor& row_sum) {
+  const Shape shape = shape_of(query, scale, rows, key_mask);
+  if (int64_t{shape.batch} * shape.heads * shape.computed == 0) return;
+  const cuda::Device device(query);
+  of_dtype(query, [&](auto zero) {
+    using T = decltype(zero);
+    Forward<T> p;
+    p.shape = shape;
+    p.query = aligned_rows<T>("query", query, query), p.key = aligned_rows<T>("key", key, query);
+    p.value = rows_of<T>("value", value, query, shape.length);
+    p.key_map = map_of<T>(key, FORWARD_KEYS);
+    set_weight(p, row_weight);
+    p.out = contiguous_data<T>("out", out, query.scalar_type(), {shape.batch, shape.heads, shape.computed, value.size(3)});
+    p.weights = statistics("weights", weights, shape, shape.computed);
+    p.row_max = statistics("row_max", row_max, shape, shape.computed);
+    p.row_sum = statistics("row_sum", row_sum, shape, shape.computed);
+    p.chunks = chunks_of(query);
+    p.blocks = (shape.computed + FORWARD_ROWS - 1) / FORWARD_ROWS;
+    const dim3 grid(static_cast<unsigned>(shape.batch * shape.heads * p.blocks));
+    device.launch(forward_kernel<T>, grid, dim3(FORWARD_THREADS), forward_shared_bytes(p.chunks), p);
+  });
+}
+
+void row_gradients(const OptionalTensor& grad_out, const OptionalTensor& grad_weights, const Tensor& query,
+                   const Tensor& key, const Tensor& value, double scale, const OptionalTensor& row_weight,
+                   const OptionalTensor& key_mask, const Tensor& row_max, const Tensor& row_sum,
+                   const OptionalTensor& first_slot, const OptionalTensor& slot_order, const Tensor& slot_f,
+                   const Tensor& slot_c, const Tensor& position_f, const Tensor& position_c, const Tensor& d_value,
+                   const OptionalTensor& d_weight) {
+  Shape shape = shape_of(query, scale, std::nullopt, key_mask);
+  if (slot_order) shape.computed = static_cast<int>(slot_order->size(1));
+  const int64_t count = int64_t{shape.batch} * shape.heads * shape.length;
+  if (count == 0) return;
+  const cuda::Device device(query);
+  of_dtype(query, [&](auto zero) {
+    using T = decltype(zero);
+    RowGradients<T> p;
+    p.shape = shape;
+    p.slots = slots_of(first_slot, slot_order, shape);
+    p.query = aligned_rows<T>("query", query, query), p.key = aligned_rows<T>("key", key, query);
+    p.value = rows_of<T>("value", value, query, shape.length);
+    if (grad_out) p.grad_out = rows_of<T>("grad_out", *grad_out, query, shape.computed);
+    p.grad_weights = grad_weights ? statistics("grad_weights", *grad_weights, shape, shape.computed) : nullptr;
+    set_weight(p, row_weight);
+    p.row_max = statistics("row_max", row_max, shape, shape.computed);
+    p.row_sum = statistics("row_sum", row_sum, shape, shape.computed);
+    p.slot_f = statistics("slot_f", slot_f, shape, shape.computed);
+    p.slot_c = statistics("slot_c", slot_c, shape, shape.computed);
+    p.position_f = statistics("position_f", position_f, shape, shape.length);
+    p.position_c = statistics("position_c", position_c, shape, shape.length);
+    p.d_value = contiguous_data<T>("d_value", d_value, query.scalar_type(),
+                                   {shape.batch, shape.heads, shape.length, value.size(3)});
+    p.d_weight = d_weight ? statistics("d_weight", *d_weight, shape, shape.length) : nullptr;
+    device.launch(row_gradients_kernel<T>, dim3(static_cast<unsigned>((count + 7) / 8)), dim3(256), 0, p);
+  });
+}
+
+template <bool QUERIES>
+void pass(const Tensor& query, const Tensor& key, double scale, const OptionalTensor& rows,
+          const OptionalTensor& key_mask, const Tensor& row_max, const OptionalTensor& first_slot,
+          const OptionalTensor& slot_order, const Tensor& f, const Tensor& c, const Tensor& sums) {
+  const Shape shape = shape_of(query, scale, rows, key_mask);
+  const int count = QUERIES ? shape.computed : shape.length;
+  if (int64_t{shape.batch} * shape.heads * count == 0) return;
+  const cuda::Device device(query);
+  of_dtype(query, [&](auto zero) {
+    using T = decltype(zero);
+    Pass<T> p{};
+    p.shape = shape;
+    if (QUERIES) p.slots = slots_of(first_slot, slot_order, shape);
+    p.query = aligned_rows<T>("query", query, query), p.key = aligned_rows<T>("key", key, query);
+    p.row_max = statistics("row_max", row_max, shape, shape.computed);
+    p.f = statistics("f", f, shape, QUERIES ? shape.length : shape.computed);
+    p.c = statistics("c", c, shape, QUERIES ? shape.length : shape.computed);
+    p.sums = contiguous_data<T>("sums", sums, query.scalar_type(),
+                                {shape.batch, shape.heads, shape.length, query.size(3)});
+    p.gathers = key_mask.has_value() || (!QUERIES && rows.has_value());
+    if (!p.gathers) p.others_map = map_of<T>(QUERIES ? key : query, PASS_OTHERS);
+    p.blocks = (count + PASS_ROWS - 1) / PASS_ROWS;
+    const dim3 grid(static_cast<unsigned>(shape.batch * shape.heads * p.blocks)), block(PASS_THREADS);
+    const int chunks = chunks_of(query);
+    if (chunks <= 2) {
+      device.launch(pass_kernel<QUERIES, T, 2>, grid, block, pass_shared_bytes(2), p);
+    } else if (chunks <= 4) {
+      device.launch(pass_kernel<QUERIES, T, 4>, grid, block, pass_shared_bytes(4), p);
+    } else {
+      device.launch(pass_kernel<QUERIES, T, 8>, grid, block, pass_shared_bytes(8), p);
+    }
+  });
+}
+
+void query_gradients(const Tensor& query, const Tensor& key, double scale, const OptionalTensor& rows,
+                     const OptionalTensor& key_mask, const Tensor& row_max, const OptionalTensor& first_slot,
+                     const OptionalTensor& slot_order, const Tensor& position_f, const Tensor& position_c,
+                     const Tensor& d_query) {
+  pass<true>(query, key, scale, rows, key_mask, row_max, first_slot, slot_order, position_f, position_c, d_query);
+}
+
+void key_gradients(const Tensor& query, const Tensor& key, double scale, const OptionalTensor& rows,
+                   const OptionalTensor& key_mask, const Tensor& row_max, const Tensor& slot_f, const Tensor& slot_c,
+                   const Tensor& d_key) {
+  pass<false>(query, key, scale, rows, key_mask, row_max, std::nullopt, std::nullopt, slot_f, slot_c, d_key);
+}
+
+}  // namespace
+}  // namespace micron::diagonal_attention
+
+MICRON_CUDA_OPERATORS(m) {
+  m.impl("diagonal_attention", TORCH_BOX(&micron::diagonal_attention::forward));
+  m.impl("diagonal_attention_row_gradients", TORCH_BOX(&micron::diagonal_attention::row_gradients));
+  m.impl("diagonal_attention_query_gradients", TORCH_BOX(&micron::diagonal_attention::query_gradients));
+  m.impl("diagonal_attention_key_gradients", TORCH_BOX(&micron::diagonal_attention::key_gradients));
+}

@@ -1,0 +1,21 @@
+"""What the implementations prepare alike: weights by head, and which rows are one position."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def weight_per_head(row_weight: Tensor | None, heads: int) -> Tensor | None:
+    """row_weight as fp32 (B, H, N)."""
+    if row_weight is None:
+        return None
+    weight = row_weight.to(torch.float32)
+    return weight[:, None].expand(-1, heads, -1) if weight.dim() == 2 else weight
+
+
+def slots_of_positions(rows: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """(first (B, N + 1), order (B, K)): the slots of position n are order[first[n]:first[n + 1]], ascending."""
+    ascending, order = rows.sort(dim=1, stable=True)
+    positions = torch.arange(length + 1, device=rows.device).expand(len(rows), -1).contiguous()
+    return torch.searchsorted(ascending, positions), order

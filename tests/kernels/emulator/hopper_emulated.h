@@ -1,0 +1,124 @@
+// csrc/cuda/hopper.h for the emulator. Copies and products happen at once, where the hardware makes them later.
+#pragma once
+
+namespace micron::cuda {
+
+#define MICRON_HOPPER 1
+
+struct TensorMap {
+  const uint16_t* data;
+  int64_t sizes[4], strides[4];
+  int box_rows;
+};
+
+inline TensorMap tensor_map(const void* data, const int64_t (&sizes)[4], const int64_t (&strides)[4], int box_rows) {
+  TensorMap map{static_cast<const uint16_t*>(data), {}, {}, box_rows};
+  if (reinterpret_cast<uintptr_t>(data) % 16 != 0) emulator::fail("tensor map: data must be aligned to 16 bytes");
+  for (int i = 0; i < 4; ++i) {
+    map.sizes[i] = sizes[i], map.strides[i] = strides[i];
+    if (i < 3 && strides[i] * 2 % 16 != 0) emulator::fail("tensor map: strides must be multiples of 16 bytes");
+  }
+  return map;
+}
+
+inline unsigned char* shared_memory() { return emulator::grid().shared; }
+inline uint32_t shared_address(const void* p) {
+  return static_cast<uint32_t>(static_cast<const unsigned char*>(p) - shared_memory());
+}
+inline int swizzle_128(int address) { return address ^ (address >> 7 & 7) << 4; }
+
+struct SharedBarrier {
+  uint64_t expected : 12;
+  int64_t pending : 13;
+  int64_t bytes : 30;
+  uint64_t phase : 1;
+  void settle() {
+    if (pending == 0 && bytes == 0) phase ^= 1, pending = static_cast<int64_t>(expected);
+  }
+};
+static_assert(sizeof(SharedBarrier) == 8);
+inline SharedBarrier& shared_barrier(uint64_t* p) { return *reinterpret_cast<SharedBarrier*>(p); }
+
+inline void barrier_init(uint64_t* p, int arrivals) {
+  SharedBarrier& b = shared_barrier(p);
+  b.expected = static_cast<uint64_t>(arrivals), b.pending = arrivals, b.bytes = 0, b.phase = 0;
+}
+inline void barrier_init_fence() {}
+inline void barrier_arrive_expect(uint64_t* p, uint32_t bytes) {
+  SharedBarrier& b = shared_barrier(p);
+  if (b.pending <= 0) emulator::fail("mbarrier: more arrivals than it was made for");
+  b.bytes += bytes;
+  --b.pending;
+  b.settle();
+}
+inline void barrier_arrive(uint64_t* p) { barrier_arrive_expect(p, 0); }
+inline void barrier_wait(uint64_t* p, uint32_t parity) {
+  emulator::wait_until([&] { return shared_barrier(p).phase != parity; });
+}
+
+inline void tensor_load(void* to, const TensorMap* map, uint64_t* barrier, int column, int row, int head, int batch) {
+  const int start = static_cast<int>(shared_address(to));
+  if (start % 1024 != 0) emulator::fail("tensor load: shared memory must be aligned to 1024 bytes");
+  for (int r = 0; r < map->box_rows; ++r) {
+    for (int c = 0; c < 64; ++c) {
+      const bool inside = row + r < map->sizes[2] && column + c < map->sizes[3];
+      const uint16_t value = inside ? map->data[batch * map->strides[0] + head * map->strides[1] +
+                                                (row + r) * map->strides[2] + column + c]
+                                    : uint16_t{0};
+      std::memcpy(shared_memory() + swizzle_128(start + r * 128 + c * 2), &value, 2);
+    }
+  }
+  SharedBarrier& b = shared_barrier(barrier);
+  b.bytes -= map->box_rows * 128;
+  b.settle();
+}
+
+inline void copy_async(void* to, const void* from, bool there) {
+  if (there) std::memcpy(to, from, 16);
+  else std::memset(to, 0, 16);
+}
+inline void copy_async_wait() {}
+inline void async_proxy_fence() {}
+inline void named_barrier(int number, int threads) {
+  emulator::wait_at(emulator::grid().named[number], threads);
+}
+template <int COUNT>
+void registers_down() {}
+template <int COUNT>
+void registers_up() {}
+inline void wgmma_fence() {}
+inline void wgmma_commit() {}
+template <int PENDING>
+void wgmma_wait() {}
+
+template <class T, int N, bool B_ROWS>
+struct Wgmma {
+  static float at(int address) {
+    T value;
+    std::memcpy(&value, shared_memory() + swizzle_128(address), 2);
+    return static_cast<float>(value);
+  }
+  static void run(float (&d)[N / 2], uint64_t a, uint64_t b) {
+    // All threads of a warpgroup issue it, together.
+    emulator::wait_at(emulator::grid().named[100 + emulator::current().linear / 128], 128);
+    const int start_a = static_cast<int>(a & 0x3fff) << 4, group_a = static_cast<int>(a >> 32 & 0x3fff) << 4;
+    const int start_b = static_cast<int>(b & 0x3fff) << 4, group_b = static_cast<int>(b >> 32 & 0x3fff) << 4;
+    const int step_b = static_cast<int>(b >> 16 & 0x3fff) << 4;
+    if (a >> 62 != 1 || b >> 62 != 1) emulator::fail("wgmma: not the 128-byte swizzle");
+    const int thread = emulator::current().linear % 128, lane = thread % 32;
+    for (int i = 0; i < N / 2; ++i) {
+      const int row = thread / 32 * 16 + lane / 4 + 8 * (i / 2 % 2), column = i / 4 * 8 + lane % 4 * 2 + i % 2;
+      float sum = 0;
+      for (int k = 0; k < 16; ++k) {
+        const float x = at(start_a + row / 8 * group_a + row % 8 * 128 + k * 2);
+        const float y = B_ROWS ? at(start_b + column / 64 * step_b + k / 8 * group_b + k % 8 * 128 + column % 64 * 2)
+                               : at(start_b + column / 8 * group_b + column % 8 * 128 + k * 2);
+        sum += x * y;
+      }
+      d[i] += sum;
+    }
+    emulator::wait_at(emulator::grid().named[100 + emulator::current().linear / 128], 128);
+  }
+};
+
+}  // namespace micron::cuda
