@@ -67,7 +67,7 @@ def test_stays_within_the_rounding_budget(target, dtype, options):
 @pytest.mark.parametrize("length", [1, 2, 13, 31, 32, 33, 127, 128, 129])
 @pytest.mark.parametrize(
     ("width", "dtype"),
-    [(1, torch.float16), (3, torch.float32), (7, torch.float32), (64, torch.float32)],
+    [(1, torch.float16), (3, torch.float32), (7, torch.float32), (64, torch.float32), (64, torch.float16)],
     ids=str,
 )
 def test_every_length_and_width(target, length, width, dtype):
@@ -88,7 +88,7 @@ def test_every_memory_layout(target, layout):
     harness.check(
         both,
         eager_diagonal_attention,
-        lambda: make((3, 2, 33, 16), device=device, layout=layout),
+        lambda: make((3, 2, 33, 16), device=device, dtype=harness.a_dtype(ops, impl), layout=layout),
         WRT,
         impl,
         gradient_layout=layout,
@@ -120,7 +120,7 @@ def test_large_logits_give_no_nan(target, dtype):
 @target
 def test_masked_positions_are_zero_whatever_they_hold(target):
     impl, device = target
-    inputs = make((2, 2, 9, 4), device=device)
+    inputs = make((2, 2, 9, 4), device=device, dtype=harness.a_dtype(ops, impl))
     mask = torch.ones(2, 9, dtype=torch.bool, device=device)
     mask[0, 3:5] = False
     mask[1] = False  # a batch entry with every key masked
@@ -149,7 +149,7 @@ def test_masked_positions_are_zero_whatever_they_hold(target):
 @target
 def test_rows_equal_those_positions_of_the_whole(target):
     impl, device = target
-    inputs = make(device=device)
+    inputs = make(device=device, dtype=harness.a_dtype(ops, impl))
     rows = torch.tensor([[12, 0, 5], [1, 1, 7]], device=device)
     out, weights = both(**inputs, rows=rows, impl=impl)
     all_out, all_weights = both(**inputs, impl=impl)
@@ -161,7 +161,7 @@ def test_rows_equal_those_positions_of_the_whole(target):
 @target
 def test_a_row_named_twice_counts_twice(target):
     impl, device = target
-    inputs = make((1, 1, 6, 4), device=device)
+    inputs = make((1, 1, 6, 4), device=device, dtype=harness.a_dtype(ops, impl))
     gradient = torch.ones(1, 1, 1, 6, device=device)
 
     def gradients(rows):
@@ -181,7 +181,9 @@ def test_empty_batch_and_no_rows(target):
         harness.check(
             both,
             eager_diagonal_attention,
-            lambda shape=shape, rows=rows: make(shape, device=device, rows=rows),
+            lambda shape=shape, rows=rows: make(
+                shape, device=device, dtype=harness.a_dtype(ops, impl), rows=rows
+            ),
             WRT,
             impl,
         )
@@ -207,7 +209,12 @@ def test_a_size_of_zero(target, shape, value_width, options):
     impl, device = target
     scale = {name: options[name] for name in options if name == "scale"}
     others = {name: x for name, x in options.items() if name != "scale"}
-    harness.check_empty(both, make(shape, value_width, device=device, **others) | scale, WRT, impl)
+    harness.check_empty(
+        both,
+        make(shape, value_width, device=device, dtype=harness.a_dtype(ops, impl), **others) | scale,
+        WRT,
+        impl,
+    )
 
 
 @target
@@ -224,7 +231,11 @@ def test_weights_alone_can_be_differentiated(target):
 @target
 def test_same_bits_run_after_run(target):
     impl, device = target
-    harness.check_repeats(lambda **x: both(**x, impl=impl), make((2, 2, 130, 16), device=device), WRT)
+    harness.check_repeats(
+        lambda **x: both(**x, impl=impl),
+        make((2, 2, 130, 16), device=device, dtype=harness.a_dtype(ops, impl)),
+        WRT,
+    )
 
 
 @target
@@ -232,14 +243,18 @@ def test_poisoned_memory_changes_nothing(target):
     impl, device = target
     with poisoned_memory():
         harness.check(
-            both, eager_diagonal_attention, lambda: make(device=device, rows=4, masked=True), WRT, impl
+            both,
+            eager_diagonal_attention,
+            lambda: make(device=device, dtype=harness.a_dtype(ops, impl), rows=4, masked=True),
+            WRT,
+            impl,
         )
 
 
 @target
 def test_nothing_is_written_outside_the_outputs(target):
     impl, device = target
-    inputs = make(device=device, masked=True) | {"rows": None, "scale": 0.3}
+    inputs = make(device=device, dtype=harness.a_dtype(ops, impl), masked=True) | {"rows": None, "scale": 0.3}
     implementation = ops.IMPLEMENTATIONS[impl]
     with guarded_memory() as guard, torch.no_grad():
         out, weights, row_max, row_sum = implementation.forward(**inputs)
@@ -299,7 +314,7 @@ def test_gradcheck(options):
 @pytest.mark.parametrize("options", [{}, {"rows": 3, "masked": True}], ids=["all", "rows-masked"])
 def test_opcheck(target, options):
     impl, device = target
-    inputs = make((2, 2, 5, 3), device=device, **options)
+    inputs = make((2, 2, 5, 3), device=device, dtype=harness.a_dtype(ops, impl), **options)
     tensors = [inputs[name].requires_grad_() for name in ("query", "key", "value")]
     torch.library.opcheck(
         ops.diagonal_attention,
@@ -318,20 +333,22 @@ def test_opcheck(target, options):
 @pytest.mark.parametrize(("backend", "dynamic"), [("inductor", False), ("aot_eager", True)])
 def test_compiles_as_one_graph(target, backend, dynamic):
     impl, device = target
-    inputs = make(device=device, rows=4, masked=True)
+    inputs = make(device=device, dtype=harness.a_dtype(ops, impl), rows=4, masked=True)
     harness.check_compiles(lambda **x: both(**x, impl=impl), inputs, WRT, backend, dynamic)
 
 
 @target
 def test_exports(target):
     impl, device = target
-    harness.check_exports(lambda **x: both(**x, impl=impl), make(device=device))
+    harness.check_exports(
+        lambda **x: both(**x, impl=impl), make(device=device, dtype=harness.a_dtype(ops, impl))
+    )
 
 
 @target
 def test_autocast_casts_the_tensors_and_keeps_statistics_in_fp32(target):
     impl, device = target
-    inputs = make(device=device)
+    inputs = make(device=device, dtype=harness.a_dtype(ops, impl))
     with torch.autocast(device, dtype=torch.bfloat16):
         out, weights = both(**inputs, impl=impl)
     cast = {name: x.bfloat16() if name in WRT[:3] else x for name, x in inputs.items()}
