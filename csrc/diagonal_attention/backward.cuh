@@ -26,6 +26,7 @@ struct RowGradients {
 // f and c of every slot, and of every position what its slots add up to: f, c, dV and dw. A warp a position.
 template <class T>
 __global__ void __launch_bounds__(256) row_gradients_kernel(const __grid_constant__ RowGradients<T> p) {
+#ifdef MICRON_HOPPER  // the other kernels are for Hopper alone
   const Shape& shape = p.shape;
   const int64_t index = int64_t{blockIdx.x} * 8 + threadIdx.x / 32;
   if (index >= int64_t{shape.batch} * shape.heads * shape.length) return;
@@ -84,6 +85,7 @@ __global__ void __launch_bounds__(256) row_gradients_kernel(const __grid_constan
     if (first != nullptr) p.position_f[index] = sum_f, p.position_c[index] = sum_c;
     if (p.d_weight != nullptr) p.d_weight[index] = sum_weight;
   }
+#endif
 }
 
 constexpr int PASS_ROWS = 64, PASS_OTHERS = 64, PASS_STAGES = 2;
