@@ -70,21 +70,40 @@ def host_sources() -> list[str]:
     ]
 
 
-def cuda_sources(build: str) -> tuple[list[str], str, str]:
-    """(sources, nvcc, why there are none)."""
+def cuda_home() -> Path | None:
+    """The CUDA toolkit: by the environment, by nvcc on the path, or where it is by default."""
+    named = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    if named:
+        return Path(named)
+    on_path = shutil.which("nvcc")
+    for home in ([Path(on_path).resolve().parents[1]] if on_path else []) + [Path("/usr/local/cuda")]:
+        if (home / "bin" / "nvcc").exists() and cuda_runtime(home) is not None:
+            return home
+    return None
+
+
+def cuda_runtime(home: Path) -> Path | None:
+    """The folder of libcudart_static.a."""
+    folders = [home / "lib64", home / "lib", *home.glob("targets/*/lib")]
+    return next((folder for folder in folders if (folder / "libcudart_static.a").exists()), None)
+
+
+def cuda_sources(build: str) -> tuple[list[str], Path, str]:
+    """(sources, home of CUDA, why there are no sources)."""
     sources = [str(p) for p in sorted((ROOT / "csrc").glob("*/cuda.cu"))]
-    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
-    nvcc = str(Path(home) / "bin" / "nvcc") if home else shutil.which("nvcc") or ""
+    home = cuda_home()
     reason = ""
     if build == "cpu":
         reason = "left out by MICRON_BUILD=cpu"
     elif not sources:
         reason = "this version has no CUDA kernels"
-    elif not nvcc or not Path(nvcc).exists():
+    elif home is None or not (home / "bin" / "nvcc").exists():
         reason = "nvcc was not found; set CUDA_HOME"
+    elif cuda_runtime(home) is None:
+        reason = f"libcudart_static.a was not found in {home}"
     if reason and build == "cuda":
         raise CannotBuild(f"MICRON_BUILD=cuda, but {reason}")
-    return ([] if reason else sources), nvcc, reason
+    return ([] if reason else sources), home or Path(), reason
 
 
 def gencode(architectures: str) -> list[str]:
@@ -132,14 +151,14 @@ def ninja_file(output: Path, objects: Path, build: str) -> str:
     compiler = os.environ.get("CXX", "c++")
     if shutil.which(compiler.split()[0]) is None:
         raise CannotBuild(f"the C++ compiler {compiler!r} was not found")
-    cuda, nvcc, no_cuda = cuda_sources(build)
+    cuda, home, no_cuda = cuda_sources(build)
     wanted = os.environ.get("TORCH_CUDA_ARCH_LIST") or DEFAULT_CUDA_ARCHITECTURES
     architectures = ";".join(wanted.replace(",", " ").replace(";", " ").split())
     flags = [*CXXFLAGS, TARGET, *os.environ.get("CXXFLAGS", "").split()]
     sets = "; ".join(
         f"{name}: {extra or 'baseline'}" for name, extra in INSTRUCTION_SETS.items() if X86 or not extra
     )
-    includes = [f"-isystem{torch / 'include'}", f"-isystem{sysconfig.get_paths()['include']}"]
+    includes = ["-isystem", str(torch / "include"), "-isystem", sysconfig.get_paths()["include"]]
     facts = {
         "MICRON_BUILD_FLAGS": f"{' '.join(flags)} ({sets})",
         "MICRON_CUDA_ARCHITECTURES": architectures if cuda else "",
@@ -149,7 +168,7 @@ def ninja_file(output: Path, objects: Path, build: str) -> str:
     libraries = [f"-L{torch / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
     if cuda:
         libraries += [
-            f"-L{Path(nvcc).parent.parent / 'lib64'}",
+            f"-L{cuda_runtime(home)}",
             "-lcudart_static",
             "-ldl",
             "-lrt",
@@ -165,8 +184,8 @@ def ninja_file(output: Path, objects: Path, build: str) -> str:
         "  depfile = $out.d",
         "  deps = gcc",
         "rule nvcc",
-        f"  command = {nvcc} -MD -MF $out.d {quote(gencode(architectures))} {quote(NVCCFLAGS)} $torch_flags "
-        "-c $in -o $out",
+        f"  command = {home / 'bin' / 'nvcc'} -MD -MF $out.d {quote([*gencode(architectures), *NVCCFLAGS])} "
+        "$torch_flags -c $in -o $out",
         "  depfile = $out.d",
         "rule link",
         f"  command = $cxx $in -o $out {quote([*shared, *libraries, *os.environ.get('LDFLAGS', '').split()])}",
