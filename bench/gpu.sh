@@ -35,7 +35,7 @@ limited() (
 )
 
 build() {
-    limited "${BUILD_SECONDS:-95}" "$python" setup.py build_ext --inplace
+    MICRON_BUILD=${MICRON_BUILD:-cuda} limited "${BUILD_SECONDS:-95}" "$python" setup.py build_ext --inplace
     local status=$?
     "$python" -m micron_kernels.info
     return $status
