@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test lint format install clean bench wheel abi-check sanitize-cpu
+.PHONY: demo test lint format install clean bench wheel abi-check sanitize-cpu sanitize bench-gpu
 
 install: $(STAMP)
 
@@ -46,6 +46,13 @@ abi-check: $(STAMP)
 
 sanitize-cpu: $(STAMP)
 	PYTHON=$(BIN)/python tools/sanitize_cpu.sh
+
+# On a machine with a GPU. bench-gpu builds, tests, sanitizes and measures in less than nine minutes.
+sanitize: $(STAMP)
+	PYTHON=$(BIN)/python tools/sanitize_gpu.sh
+
+bench-gpu: $(STAMP)
+	PYTHON=$(CURDIR)/$(BIN)/python bench/gpu.sh out/gpu
 
 clean:
 	rm -rf $(VENV) build dist out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

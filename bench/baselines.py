@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn.attention import flex_attention
 
 from micron_kernels.testing import (
     eager_diagonal_attention,
@@ -21,9 +22,52 @@ def full_attention(query: Tensor, key: Tensor, value: Tensor, **options) -> Tens
     return eager_diagonal_attention(query, key, value, **options)[0]
 
 
+def attention_of_rows(query: Tensor, key: Tensor, value: Tensor, rows: Tensor) -> Tensor:
+    """The same at ``rows`` (B, K) alone, from a matrix of K×N."""
+    query = take_rows(query, rows)
+    weights = (query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5).softmax(-1)
+    index = rows[:, None, :, None].expand(-1, query.shape[1], -1, -1)
+    return weights.gather(3, index) * take_rows(value, rows)
+
+
+def take_rows(x: Tensor, rows: Tensor) -> Tensor:
+    """x (B, H, N, E) at ``rows`` (B, K)."""
+    return x.gather(2, rows[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
+
+
+def diagonal_from_logsumexp(query: Tensor, key: Tensor, value: Tensor, logsumexp: Tensor) -> Tensor:
+    """exp(s_ii − logsumexp_i) times the values, for what attention kernels return beside their output."""
+    diagonal = (query.float() * key.float()).sum(-1) * query.shape[-1] ** -0.5
+    weights = torch.exp(diagonal - logsumexp[..., : query.shape[2]])  # some kernels pad the rows
+    return (weights[..., None] * value).to(value.dtype)
+
+
+def flash_logsumexp(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Of the flash attention behind ``scaled_dot_product_attention``: on a GPU up to width 256."""
+    if query.device.type == "cpu":
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value)[1]
+    return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)[1]
+
+
+def efficient_logsumexp(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Of the memory-efficient attention behind ``scaled_dot_product_attention``: on a GPU, any width."""
+    return torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, None, True)[1]
+
+
+def flex_diagonal(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """By FlexAttention, whose logsumexp has a gradient."""
+    if hasattr(flex_attention, "AuxRequest"):
+        lse = flex_attention.AuxRequest(lse=True)
+        logsumexp = flex_attention.flex_attention(query, key, value, return_aux=lse)[1].lse
+    else:
+        logsumexp = flex_attention.flex_attention(query, key, value, return_lse=True)[1]
+    return diagonal_from_logsumexp(query, key, value, logsumexp)
+
+
 def topk_scatter(scores: Tensor, k: int) -> Tensor:
     """The mask of the k highest scores by ``torch.topk`` and scatter."""
-    return torch.zeros(scores.shape, dtype=torch.bool).scatter_(1, scores.topk(k, dim=1).indices, True)
+    mask = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
+    return mask.scatter_(1, scores.topk(k, dim=1).indices, True)
 
 
 def topk_gather(tokens: Tensor, scores: Tensor, k: int) -> Tensor:
@@ -33,18 +77,23 @@ def topk_gather(tokens: Tensor, scores: Tensor, k: int) -> Tensor:
 
 
 def compiled(function: Callable) -> Callable:
-    """``torch.compile`` of a function, afresh: after eight shapes it would quietly fall back to eager."""
-    torch._dynamo.reset()
+    """``torch.compile`` of a function for one shape."""
     return torch.compile(function, dynamic=False, fullgraph=True)
 
 
 __all__ = [
+    "attention_of_rows",
     "compiled",
+    "diagonal_from_logsumexp",
     "eager_frame_difference",
     "eager_mask_tokens",
     "eager_select_tokens",
     "eager_swap_patches",
+    "efficient_logsumexp",
+    "flash_logsumexp",
+    "flex_diagonal",
     "full_attention",
+    "take_rows",
     "topk_gather",
     "topk_scatter",
 ]

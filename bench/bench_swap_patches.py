@@ -2,38 +2,40 @@ import baselines
 import ceilings
 import pytest
 import torch
-from report import close, rotating
+from timing import rotating
 
 from micron_kernels import blockwise_mask, swap_patches
+from micron_kernels.swap_patches import ops
 
-MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 
-
-@pytest.mark.parametrize("batch", [32, 256])
+@pytest.mark.cases("batch", cpu=[32, 256], cuda=[256, 1024])
 def test_forward(bench, batch):
     batch, side = (batch, 224) if bench.full else (2, 32)
-    frame = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8)
+    frame = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8, device=bench.device)
     other = frame.flip(-1).contiguous()
     grid = side // 8
-    swap = blockwise_mask(batch, (grid, grid), 0.5, torch.Generator().manual_seed(0))
-
+    swap = blockwise_mask(batch, (grid, grid), 0.5, torch.Generator().manual_seed(0)).to(bench.device)
+    mean = torch.tensor([0.485, 0.456, 0.406], device=bench.device)
+    std = torch.tensor([0.229, 0.224, 0.225], device=bench.device)
     inputs = rotating(frame, other, swap)
 
-    def ours():
-        return swap_patches(*next(inputs), 8, mean=MEAN, std=STD, impl="native")
-
     def eager():
-        return baselines.eager_swap_patches(*next(inputs), 8, mean=MEAN, std=STD)
+        return baselines.eager_swap_patches(*next(inputs), 8, mean=mean, std=std)
 
-    variants = {"native": ours, "eager": eager}
+    peers = {"eager": eager}
     if bench.full:
         compiled = baselines.compiled(baselines.eager_swap_patches)
-        variants["compiled"] = lambda: compiled(*next(inputs), 8, mean=MEAN, std=STD)
+        peers["compiled"] = lambda: compiled(*next(inputs), 8, mean=mean, std=std)
     bench.compare(
         "swap_patches",
         f"uint8 {side}² B={batch}",
-        variants,
-        check=lambda: close(ours(), eager()),
+        {
+            impl: lambda impl=impl: swap_patches(*next(inputs), 8, mean=mean, std=std, impl=impl)
+            for impl in bench.implementations(ops, torch.uint8, torch.float32)
+        },
+        peers,
+        expected=eager,
+        moved=5.0 * frame.nbytes + swap.nbytes,  # of two pixels one is read, a byte; one is written, four
         floor=lambda: (ceilings.read(next(inputs)[0]), torch.ones(frame.shape)),
         rounds=5,
     )

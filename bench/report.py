@@ -1,28 +1,32 @@
-"""Timing by interleaved variants, the tables, and the files under ``results/``."""
+"""The tables, and the files under ``results/``."""
 
 from __future__ import annotations
 
 import contextlib
 import datetime
-import itertools
+import importlib.metadata
 import json
 import platform
 import re
-import statistics
-import time
-from collections.abc import Callable, Iterator
+import subprocess
 from pathlib import Path
 from typing import Any
 
+import gpu_targets
 import torch
-from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
 from micron_kernels import _extension
 
 ROWS: list[dict[str, Any]] = []
-OURS = "native"
-FLOOR = "floor"
+#: What a user would otherwise run, with the colour of its bars.
+PEERS = {
+    "eager": "#0072B2",
+    "compiled": "#D55E00",
+    "torch.topk": "#009E73",
+    "flash": "#CC79A7",
+    "efficient": "#E69F00",
+    "flex": "#56B4E9",
+}
 
 
 def cpu_name() -> str:
@@ -33,147 +37,90 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-@contextlib.contextmanager
-def threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+def _cpu_facts() -> dict[str, Any]:
+    return {
+        "machine": cpu_name(),
+        "threads": torch.get_num_threads(),
+        "instruction_set": _extension.module.instruction_set() if _extension.module else None,
+        "torch": torch.__version__,
+        "compiler": _extension.module.compiler if _extension.module else None,
+    }
 
 
-def _bytes_of(result: Any) -> int:
-    if isinstance(result, Tensor):
-        return result.nbytes
-    return sum(map(_bytes_of, result)) if isinstance(result, (tuple, list)) else 0
+def _gpu_facts(device: torch.device) -> dict[str, Any]:
+    driver = triton = None
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0]
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        triton = importlib.metadata.version("triton")
+    return {
+        "machine": torch.cuda.get_device_name(device),
+        "driver": driver,
+        "cuda": torch.version.cuda,
+        "torch": torch.__version__,
+        "triton": triton,
+        "cuda_architectures": _extension.module.cuda_architectures if _extension.module else None,
+    }
 
 
-def extra_memory(function: Callable) -> int:
-    """The most bytes that ``function`` holds beside its result: of torch's allocator, and the kernels' scratch."""
-    scratch = _extension.module.take_scratch_peak if _extension.module is not None else lambda: 0
-    scratch()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        result = function()
-    held = highest = 0
-    for event in profiled.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            highest = max(highest, held)
-    return max(0, highest - _bytes_of(result)) + scratch()
-
-
-def rotating(*tensors: Tensor, total: int = 96 << 20) -> Iterator[tuple[Tensor, ...]]:
-    """The tensors and copies of them in turn, of ``total`` bytes together: each comes out of memory, not a cache."""
-    size = sum(x.nbytes for x in tensors)
-    copies = [tensors, *(tuple(x.clone() for x in tensors) for _ in range(total // size))]
-    return itertools.cycle(copies)
-
-
-class Bench:
-    def __init__(self, full: bool):
-        self.full = full
-
-    def compare(
-        self,
-        operator: str,
-        case: str,
-        variants: dict[str, Callable],
-        *,
-        check: Callable[[], None],
-        operations: float = 0.0,
-        peak: Callable[[], float] | None = None,
-        floor: Callable | None = None,
-        rounds: int = 9,
-    ) -> None:
-        """Check, then time ``variants`` in turn; ratios are medians over the rounds.
-
-        A function whose inputs fit the last cache should rotate through copies of them: see :func:`rotating`.
-
-        Ours is also held against what the machine allows on one thread: ``operations`` over the measured
-        ``peak`` a second, or ``floor``, a function that only moves the bytes, timed in the same rounds.
-        """
-        check()
-        if not self.full:
-            for function in variants.values():
-                function()
-            return
-        if floor is not None:
-            variants = {**variants, FLOOR: floor}
-        for count in sorted({1, torch.get_num_threads()}):
-            with threads(count):
-                taken: dict[str, list[float]] = {name: [] for name in variants}
-                for _ in range(rounds):
-                    for name, function in variants.items():
-                        function()  # code and predictors warm again, whatever the last variant was
-                        start = time.perf_counter()
-                        function()
-                        taken[name].append(time.perf_counter() - start)
-                memory = {
-                    name: extra_memory(function) for name, function in variants.items() if name != FLOOR
-                }
-            ROWS.append(_row(operator, case, count, taken, memory, operations, peak))
-
-
-def _row(
-    operator: str,
-    case: str,
-    count: int,
-    taken: dict[str, list[float]],
-    memory: dict[str, int],
-    operations: float,
-    peak: Callable[[], float] | None,
-) -> dict[str, Any]:
-    def ratio(name: str) -> float:
-        return statistics.median(t / o for t, o in zip(taken[name], taken[OURS], strict=True))
-
-    row: dict[str, Any] = {"operator": operator, "case": case, "threads": count, "variants": {}}
-    for name in memory:
-        row["variants"][name] = {
-            "milliseconds": statistics.median(taken[name]) * 1e3,
-            "times_ours": ratio(name),
-            "extra_bytes": memory[name],
-        }
-    if count == 1 and peak is not None:
-        row["share_of_fma_peak"] = operations / statistics.median(taken[OURS]) / peak()
-    if count == 1 and FLOOR in taken:
-        row["share_of_bandwidth"] = ratio(FLOOR)
-    return row
+def _ours_and_peers(row: dict[str, Any]) -> list[str]:
+    lines = []
+    for name, v in row["variants"].items():
+        if "error" in v:
+            lines.append(f"{name} failed: {v['error']}")
+            continue
+        line = f"{name} {v['milliseconds']:.3f}" if "timed" in row else f"{name} {v['milliseconds']:.2f}"
+        if "times_ours" in v:
+            line += f" ({v['times_ours']:.2f}×)"
+        if "extra_bytes" in v:
+            line += f" {v['extra_bytes'] / 2**20:.2f} MiB"
+        for key, what in (
+            ("times_floor", "× its floor"),
+            ("share_of_matrix_rate", " of the matrix rate"),
+            ("share_of_copy_bandwidth", " of the copy bandwidth"),
+        ):
+            if key in v:
+                line += f", {v[key]:.2f}{what}" if key == "times_floor" else f", {v[key]:.0%}{what}"
+        lines.append(line)
+    return lines
 
 
 def tables() -> str:
-    """One table an operator, as text."""
+    """One table an operator, as text, and what was aimed at on a GPU."""
     lines = []
     for operator in dict.fromkeys(row["operator"] for row in ROWS):
         lines.append(
             f"\n{operator}: ms (its time over ours, median over rounds), extra memory beside the result"
         )
         for row in (r for r in ROWS if r["operator"] == operator):
-            cells = [
-                f"{name} {v['milliseconds']:.2f} ({v['times_ours']:.2f}×) {v['extra_bytes'] / 2**20:.2f} MiB"
-                for name, v in row["variants"].items()
-            ]
+            cells = _ours_and_peers(row)
             for key, what in (("share_of_fma_peak", "FMA peak"), ("share_of_bandwidth", "bandwidth")):
                 if key in row:
                     cells.append(f"{row[key]:.0%} of {what}")
-            lines.append(f"  {row['case']:<34} {row['threads']} thread{'s' if row['threads'] > 1 else ' '}")
+            if "floor_milliseconds" in row:
+                cells.append(
+                    f"floor {row['floor_milliseconds']:.4f}, of {row['matrix_rate'] / 1e12:.0f} TFLOP/s "
+                    f"and {row['copy_bandwidth'] / 1e12:.2f} TB/s"
+                )
+            if "times_best_peer" in row:
+                cells.append(f"{row['ours']} over the best peer, {row['best_peer']}: "
+                             f"{row['times_best_peer']:.2f}×")  # fmt: skip
+            how = row.get("timed") or f"{row['threads']} thread{'s' if row['threads'] > 1 else ' '}"
+            lines.append(f"  {row['case']:<34} {how}")
             lines += [f"      {cell}" for cell in cells]
+    if any("timed" in row for row in ROWS):
+        lines.append("\n" + gpu_targets.table(ROWS))
     return "\n".join(lines)
 
 
-def write(path: str | None) -> None:
-    """``results/<machine>.json`` and the plot beside it, or ``path``; operators not timed now keep their rows."""
-    name = re.sub(r"[^A-Za-z0-9]+", "-", cpu_name()).strip("-").lower()
+def write(device: torch.device, path: str | None) -> Path:
+    """``results/<machine>.json`` or ``path``; operators that were not timed now keep their rows."""
+    result = _gpu_facts(device) if device.type == "cuda" else _cpu_facts()
+    result["date"] = datetime.date.today().isoformat()
+    name = re.sub(r"[^A-Za-z0-9]+", "-", result["machine"]).strip("-").lower()
     target = Path(path) if path else Path(__file__).parent / "results" / f"{name}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
-    result: dict[str, Any] = {
-        "machine": cpu_name(),
-        "threads": torch.get_num_threads(),
-        "instruction_set": _extension.module.instruction_set() if _extension.module else None,
-        "torch": torch.__version__,
-        "compiler": _extension.module.compiler if _extension.module else None,
-        "date": datetime.date.today().isoformat(),
-    }
     rows = []
     if target.exists():
         before = json.loads(target.read_text())
@@ -181,50 +128,53 @@ def write(path: str | None) -> None:
             rows = [r for r in before["rows"] if r["operator"] not in {row["operator"] for row in ROWS}]
     result["rows"] = sorted(rows + ROWS, key=lambda row: row["operator"])
     target.write_text(json.dumps(result, indent=1) + "\n")
-    plot(result, target.with_suffix(".png"))
+    return target
 
 
-def plot(result: dict[str, Any], path: Path) -> None:
-    """Bars: how many times faster ours is than each thing a user would otherwise run, one thread."""
-    from matplotlib.figure import Figure
+def plot(results: Path) -> None:
+    """Beside ``results``, bars: how many times faster ours is than each thing a user would otherwise run."""
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError:
+        print(f"no plot beside {results}: matplotlib is not installed")
+        return
 
-    peers = {"eager": "#0072B2", "compiled": "#D55E00", "torch.topk": "#009E73"}
-    bars = [
-        (f"{row['operator']}  {row['case']}", peer, values["times_ours"])
+    result = json.loads(results.read_text())
+    gpu = "driver" in result
+    groups = [
+        (
+            f"{row['operator']}  {row['case']}",
+            {p: v["times_ours"] for p, v in row["variants"].items() if p in PEERS and "times_ours" in v},
+        )
         for row in result["rows"]
-        if row["threads"] == 1
-        for peer, values in row["variants"].items()
-        if peer in peers
+        if (row["timed"] == "calls" if gpu else row["threads"] == 1)
     ]
-    cases = list(dict.fromkeys(case for case, _, _ in bars))
-    figure = Figure(figsize=(9, 0.34 * len(cases) + 1.2), layout="constrained")
+    groups = [(case, bars) for case, bars in groups if bars]
+    most = max((len(bars) for _, bars in groups), default=1)
+    figure = Figure(figsize=(9, 0.17 * most * len(groups) + 1.2), layout="constrained")
     axes = figure.subplots()
-    for peer, colour in peers.items():
-        chosen = [(cases.index(case), value) for case, p, value in bars if p == peer]
-        offset = {"eager": -0.18, "compiled": 0.18, "torch.topk": -0.18}[peer]
-        places = [place + offset for place, _ in chosen]
-        values = [value for _, value in chosen]
-        if values:
-            axes.barh(places, values, height=0.34, color=colour, label=f"over {peer}")
-        for place, value in zip(places, values, strict=True):
-            axes.text(value * 1.03, place, f"{value:.1f}×", va="center", fontsize=6.5)
+    height = 0.72 / most
+    labelled = set()
+    for place, (_, bars) in enumerate(groups):
+        for i, (peer, value) in enumerate(bars.items()):
+            y = place + (i - (len(bars) - 1) / 2) * height
+            label = None if peer in labelled else f"over {peer}"
+            labelled.add(peer)
+            axes.barh(y, value, height=height * 0.94, color=PEERS[peer], label=label)
+            axes.text(value * 1.03, y, f"{value:.1f}×", va="center", fontsize=6.5)
     axes.axvline(1, color="0.3", lw=1)
     axes.set_xscale("log")
     ticks = [1, 2, 5, 10, 20, 50, 100]
     axes.set_xticks(ticks, [f"{tick}×" for tick in ticks])
     axes.set_xticks([], minor=True)
     axes.grid(axis="x", alpha=0.3)
-    axes.set_yticks(range(len(cases)), cases, fontsize=7)
+    axes.set_yticks(range(len(groups)), [case for case, _ in groups], fontsize=7)
     axes.invert_yaxis()
-    axes.set_xlabel("times faster than the alternative (log scale), one thread")
-    axes.set_title(f"{result['machine']}, {result['instruction_set']}, torch {result['torch']}", fontsize=9)
-    axes.legend(fontsize=8, frameon=False, loc="lower right")
+    how = "calls, cold L2" if gpu else "one thread"
+    axes.set_xlabel(f"times faster than the alternative (log scale), {how}")
+    what = f"CUDA {result['cuda']}, triton {result['triton']}" if gpu else result["instruction_set"]
+    axes.set_title(f"{result['machine']}, {what}, torch {result['torch']}", fontsize=9)
+    if labelled:
+        axes.legend(fontsize=8, frameon=False, loc="lower right")
     axes.margins(x=0.12)
-    figure.savefig(path, dpi=120)
-
-
-def close(tested: Tensor, expected: Tensor, tolerance: float = 1e-4) -> None:
-    """No speed of a wrong answer: a coarse check, the tests hold the fine one."""
-    tested, expected = tested.double(), expected.double()
-    error = (tested - expected).abs().max() / expected.abs().max().clamp(min=1e-30)
-    assert error <= tolerance, f"relative error {error:.1e}"
+    figure.savefig(results.with_suffix(".png"), dpi=120)

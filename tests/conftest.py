@@ -2,14 +2,9 @@ import os
 
 import pytest
 import torch
-from hypothesis import settings
 
 if not torch.cuda.is_available():  # before Triton is imported: its kernels then run on CPU tensors
     os.environ["TRITON_INTERPRET"] = "1"
-
-# The same examples on every run: a failure in CI is one that anybody can repeat.
-settings.register_profile("repeatable", derandomize=True, deadline=None)
-settings.load_profile("repeatable")
 
 
 @pytest.fixture(autouse=True)

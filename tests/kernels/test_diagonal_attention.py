@@ -1,12 +1,11 @@
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import harness
 from micron_kernels import diagonal_attention
 from micron_kernels.diagonal_attention import ops, reference
 from micron_kernels.testing import eager_diagonal_attention, guarded_memory, poisoned_memory
+from property_based import given, settings, st
 
 WRT = ("query", "key", "value", "row_weight")
 target = pytest.mark.parametrize("target", harness.targets(ops))

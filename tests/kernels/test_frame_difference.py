@@ -1,12 +1,11 @@
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import harness
 from micron_kernels import frame_difference
 from micron_kernels.frame_difference import ops
 from micron_kernels.testing import eager_frame_difference, guarded_memory, poisoned_memory
+from property_based import given, settings, st
 
 WRT = ("frames", "reference")
 target = pytest.mark.parametrize("target", harness.targets(ops))

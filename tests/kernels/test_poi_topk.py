@@ -1,7 +1,5 @@
 import pytest
 import torch
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
 
 import harness
 from micron_kernels import mask_tokens, select_tokens, topk_mask
@@ -12,6 +10,7 @@ from micron_kernels.testing import (
     guarded_memory,
     poisoned_memory,
 )
+from property_based import assume, given, settings, st
 
 WRT = ("tokens", "scores")
 BOTH = [(mask_tokens, eager_mask_tokens), (select_tokens, eager_select_tokens)]

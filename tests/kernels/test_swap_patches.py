@@ -1,12 +1,11 @@
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import harness
 from micron_kernels import blockwise_mask, swap_patches
 from micron_kernels.swap_patches import ops
 from micron_kernels.testing import eager_swap_patches, guarded_memory, poisoned_memory
+from property_based import given, settings, st
 
 WRT = ("frame", "other")
 target = pytest.mark.parametrize("target", harness.targets(ops))

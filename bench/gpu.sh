@@ -1,0 +1,109 @@
+#!/usr/bin/env bash
+# Everything that there is to do on a machine with a GPU, in less than nine minutes and without a download:
+#     bench/gpu.sh OUT [build] [tests] [sanitizer] [benchmark]        all four by default
+# Uses the python3 (or PYTHON) that has torch as it is and builds the extension in place. Every part has its own
+# time limit (BUILD_SECONDS, ...), and what one loses the others still give. OUT: a log of each part, results.json
+# and, with matplotlib, results.png.
+set -uo pipefail
+usage="usage: bench/gpu.sh OUT [build] [tests] [sanitizer] [benchmark]"
+out=$(realpath -m "${1:?$usage}")
+shift
+cd "$(dirname "$0")/.." || exit 1
+python=$(command -v "${PYTHON:-python3}")
+capability=$("$python" -c "import torch; print('%d.%d' % torch.cuda.get_device_capability())" 2>/dev/null) || {
+    echo "bench/gpu.sh: no CUDA GPU that torch in ${python:-python3} can use" >&2
+    exit 2
+}
+mkdir -p "$out"
+# From 9.0 on, the kernels use instructions that only code for the very chip may hold.
+[[ ${capability%.*} -ge 9 ]] && architecture=${capability}a || architecture=$capability
+export TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-$architecture} PYTHONUNBUFFERED=1 PYTHON=$python
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
+# Plugins that happen to be installed stay out, and warnings of other versions than ours are no errors here.
+export PYTEST_DISABLE_PLUGIN_AUTOLOAD=1
+pytest="$python -m pytest -W default -p no:cacheprovider"
+operators="diagonal_attention frame_difference poi_topk swap_patches"
+
+# seconds, command...: a pytest that is interrupted still writes its summary; nothing of it stays on the GPU.
+limited() (
+    set -m # a process group of its own, in which SIGINT is not ignored
+    timeout --signal=INT --kill-after=8 "$@" </dev/null &
+    wait $!
+    status=$?
+    kill -KILL -- -$! 2>/dev/null
+    exit $status
+)
+
+build() {
+    MICRON_BUILD=${MICRON_BUILD:-cuda} limited "${BUILD_SECONDS:-95}" "$python" setup.py build_ext --inplace
+    local status=$?
+    "$python" -m micron_kernels.info
+    return $status
+}
+
+# A process for each operator and implementation: one that breaks the CUDA context loses no other's tests.
+tests() {
+    local jobs=() work status=0 impl op
+    work=$(mktemp -d)
+    for op in $operators; do
+        for impl in triton native reference; do
+            jobs+=("tests/kernels/test_$op.py $impl-cuda")
+        done
+    done
+    jobs+=("tests/kernels not(triton-cuda)and(not(native-cuda))and(not(reference-cuda))")
+    export pytest work end=$(($(date +%s) + ${TESTS_SECONDS:-150}))
+    export -f limited
+    printf '%s\n' "${jobs[@]}" | xargs -P "$(nproc)" -L 1 bash -c '
+        log=$work/$(echo "$*" | tr -c "a-z_\n" -)
+        echo "== $*" >"$log"
+        seconds=$((end - $(date +%s)))
+        [[ $seconds -gt 0 ]] || { echo "Interrupted: no time was left" >>"$log" && exit 1; }
+        OMP_NUM_THREADS=2 limited $seconds $pytest -m gpu "$1" -k "$2" >>"$log" 2>&1
+        status=$?
+        [[ $status -eq 5 ]] && echo "there is no such test" >>"$log" && exit 0
+        [[ $status -lt 124 ]] || echo "Interrupted: status $status, out of time if it is 124" >>"$log"
+        exit $status' bash || status=1
+    cat "$work"/*
+    echo "== summary"
+    grep -hE "^==|^[0-9]+ (passed|failed|skipped)|^FAILED|^ERROR|no such test|Interrupted" "$work"/*
+    rm -r "$work"
+    return $status
+}
+
+sanitizer() {
+    limited "${SANITIZER_SECONDS:-80}" tools/sanitize_gpu.sh
+}
+
+# The short ones first; a process for each, as above. Results of all go into one file.
+benchmark() {
+    local status=0 op end=$((SECONDS + ${BENCHMARK_SECONDS:-195})) seconds
+    for op in frame_difference swap_patches poi_topk diagonal_attention; do
+        seconds=$((end - SECONDS))
+        [[ $op == diagonal_attention || $seconds -le 40 ]] || seconds=40
+        [[ $seconds -gt 0 ]] || return 1
+        limited "$seconds" $pytest --benchmark --results "$out/results.json" "bench/bench_$op.py" || status=1
+    done
+    return $status
+}
+
+summary=() failed=0
+for part in "${@:-build tests sanitizer benchmark}"; do
+    for name in $part; do
+        [[ $name == build || $name == tests || $name == sanitizer || $name == benchmark ]] || {
+            echo "$usage: not $name" >&2
+            exit 2
+        }
+        start=$SECONDS
+        "$name" >"$out/$name.log" 2>&1
+        status=$?
+        [[ $status -eq 0 ]] || failed=1
+        summary+=("$(printf '%-12s%5d s   exit status %d' "$name" $((SECONDS - start)) $status)")
+    done
+done
+
+[[ ! -f $out/build.log ]] || sed -n '/^micron_kernels  /,$p' "$out/build.log"
+[[ ! -f $out/tests.log ]] || sed -n '/^== summary/,$p' "$out/tests.log" | head -60
+[[ ! -f $out/sanitizer.log ]] || grep -E "IS WRONG|ERROR SUMMARY|RACECHECK SUMMARY|sanitize:" "$out/sanitizer.log" | head -20
+[[ ! -f $out/benchmark.log ]] || grep -E "^FAILED|: (reached|missed)|(reached|missed|not measured)$| failed: " "$out/benchmark.log" | cut -c 1-200 | head -60
+printf '%s\n' "" "${summary[@]}"
+exit $failed
