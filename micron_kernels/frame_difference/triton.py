@@ -1,11 +1,13 @@
 """Frame difference in Triton. Same functions and signatures as ``reference``, where the formulas stand.
 
 Images are seen as planes of rows: C planes and patches of P columns, or, in channels-last memory, one plane and
-patches of P·C columns, in which the channels alternate. A program takes patches that lie side by side in one strip
-of P rows, so that it reads long runs of each row.
+patches of P·C columns, in which the channels alternate. A program takes a run of patches of one image, numbered row
+by row, and holds a block of their pixels, [TIMES, ROWS, PATCHES, COLUMNS], at a time.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 import triton
@@ -27,16 +29,19 @@ def take_index(program, count):
 
 
 @triton.jit
-def patch_columns(
-    run, patches_across, PATCH_COLUMNS: tl.constexpr, PATCHES: tl.constexpr, COLUMNS: tl.constexpr
-):
-    """Of a run of patches: their numbers [PATCHES], the columns of their pixels and whether these are in the image
-    [PATCHES, COLUMNS], and the columns as a patch counts them [COLUMNS]."""
-    patches = run * PATCHES + tl.arange(0, PATCHES)
-    in_patch = tl.arange(0, COLUMNS)
-    columns = patches.to(tl.int64)[:, None] * PATCH_COLUMNS + in_patch[None, :]
-    inside = (patches < patches_across)[:, None] & (in_patch < PATCH_COLUMNS)[None, :]
-    return patches, columns, inside, in_patch
+def pixels_of(
+    patches, rows, columns, patches_in_image, patches_across,
+    PATCH_ROWS: tl.constexpr, PATCH_COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Where in the image the rows and columns of these patches are, and whether there is such a pixel.
+
+    # [ROWS, PATCHES, 1], [1, PATCHES, COLUMNS], [ROWS, PATCHES, COLUMNS]
+    """
+    rows, columns, patches = rows[:, None, None], columns[None, None, :], patches[None, :, None]
+    y = (patches // patches_across).to(tl.int64) * PATCH_ROWS + rows
+    x = (patches % patches_across).to(tl.int64) * PATCH_COLUMNS + columns
+    inside = (rows < PATCH_ROWS) & (patches < patches_in_image) & (columns < PATCH_COLUMNS)
+    return y, x, inside
 
 
 @triton.jit
@@ -45,10 +50,10 @@ def load_pixels(pointers, inside):
 
 
 @triton.jit
-def channel_factor(channel_scale, channels, IS_UINT8: tl.constexpr, SQUARED: tl.constexpr):
+def channel_factor(channel_scale, channels, images, SQUARED: tl.constexpr):
     """What |d| or d² of these channels is multiplied by."""
     scale = 1.0 if channel_scale is None else tl.load(channel_scale + channels).to(tl.float32)
-    if IS_UINT8:
+    if images.dtype.element_ty == tl.uint8:
         scale = scale / 255.0
     return scale * scale if SQUARED else tl.abs(scale)
 
@@ -71,7 +76,7 @@ def slope_of_magnitude(difference, SQUARED: tl.constexpr):
 @triton.jit
 def forward_kernel(
     frames, reference, channel_scale, out,
-    time, planes, strips, patches_across,
+    time, planes, patches_in_image, patches_across,
     frames_b, frames_t, frames_plane, frames_row, frames_column,
     reference_b, reference_plane, reference_row, reference_column,
     SQUARED: tl.constexpr, CHANNELS: tl.constexpr, PATCH_ROWS: tl.constexpr, PATCH_COLUMNS: tl.constexpr,
@@ -79,82 +84,82 @@ def forward_kernel(
 ):  # fmt: skip
     # The frames that share a reference follow each other: it is then still in the cache.
     block_of_time, program = take_index(tl.program_id(0), tl.cdiv(time, TIMES))
-    run, program = take_index(program, tl.cdiv(patches_across, PATCHES))
-    strip, batch = take_index(program.to(tl.int64), strips)
-
+    block_of_patches, batch = take_index(program, tl.cdiv(patches_in_image, PATCHES))
+    batch = batch.to(tl.int64)
     times = (block_of_time * TIMES + tl.arange(0, TIMES)).to(tl.int64)
-    patches, columns, in_run, in_patch = patch_columns(run, patches_across, PATCH_COLUMNS, PATCHES, COLUMNS)
-    in_time = (times < time)[:, None, None, None]
-    frames += batch * frames_b
-    frames_columns = times[:, None, None, None] * frames_t + (columns * frames_column)[None, None]
+    patches = block_of_patches * PATCHES + tl.arange(0, PATCHES)
+    columns = tl.arange(0, COLUMNS)
+    in_time = times < time
+    frames += batch * frames_b + times[:, None, None, None] * frames_t
     reference += batch * reference_b
-    reference_columns = (columns * reference_column)[None, None]
 
     total = tl.zeros([TIMES, ROWS, PATCHES, COLUMNS], tl.float32)
-    for plane in range(planes):
-        channels = plane + in_patch % CHANNELS
-        factor = channel_factor(channel_scale, channels, frames.dtype.element_ty == tl.uint8, SQUARED)
-        for first_row in range(0, PATCH_ROWS, ROWS):
-            row_in_patch = (first_row + tl.arange(0, ROWS))[None, :, None, None]
-            rows = strip * PATCH_ROWS + row_in_patch
-            inside = (row_in_patch < PATCH_ROWS) & in_run[None, None]
-            r = load_pixels(reference + rows * reference_row + reference_columns, inside)
-            x = load_pixels(frames + rows * frames_row + frames_columns, inside & in_time)
-            r = tl.where(in_time, r, 0.0)
-            total += magnitude(x - r, SQUARED) * factor
-        frames += frames_plane
-        reference += reference_plane
+    for first_row in range(0, PATCH_ROWS, ROWS):
+        rows = first_row + tl.arange(0, ROWS)
+        y, x, inside = pixels_of(
+            patches, rows, columns, patches_in_image, patches_across, PATCH_ROWS, PATCH_COLUMNS
+        )
+        frames_at = frames + (y * frames_row + x * frames_column)[None]
+        reference_at = reference + (y * reference_row + x * reference_column)[None]
+        inside = inside[None]
+        inside_frames = inside & in_time[:, None, None, None]
+        for plane in range(planes):
+            factor = channel_factor(channel_scale, plane + columns % CHANNELS, frames, SQUARED)
+            difference = load_pixels(frames_at, inside_frames) - load_pixels(reference_at, inside)
+            total += magnitude(difference, SQUARED) * factor
+            frames_at += frames_plane
+            reference_at += reference_plane
     mean = tl.sum(tl.sum(total, 3), 1) / (planes * PATCH_ROWS * PATCH_COLUMNS)  # [TIMES, PATCHES]
 
-    out += ((batch * time + times[:, None]) * strips + strip) * patches_across + patches[None, :]
-    tl.store(out, mean, mask=(times < time)[:, None] & (patches < patches_across)[None, :])
+    out += (batch * time + times[:, None]) * patches_in_image + patches[None, :]
+    tl.store(out, mean, mask=in_time[:, None] & (patches < patches_in_image)[None, :])
 
 
 @triton.jit
 def backward_kernel(
     grad, frames, reference, channel_scale, d_frames, d_reference,
-    time, channels, strips, patches_across,
+    time, channels, patches_in_image, patches_across,
     grad_b, grad_t, grad_patch,
     frames_b, frames_t, frames_channel, frames_row, frames_column,
-    reference_b, reference_channel, reference_row, reference_column, d_t, d_channel, d_row,
+    reference_b, reference_channel, reference_row, reference_column,
+    d_t, d_channel, d_row,
     SQUARED: tl.constexpr, PATCH_SIZE: tl.constexpr,
-    ROWS: tl.constexpr, PATCHES: tl.constexpr, COLUMNS: tl.constexpr,
+    TIMES: tl.constexpr, ROWS: tl.constexpr, PATCHES: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    # The channels of the same pixels follow each other: in channels-last memory they share their cache lines.
-    channel, program = take_index(tl.program_id(0), channels)
-    block_of_rows, program = take_index(program, tl.cdiv(PATCH_SIZE, ROWS))
-    run, program = take_index(program, tl.cdiv(patches_across, PATCHES))
-    strip, batch = take_index(program.to(tl.int64), strips)
-    channel = channel.to(tl.int64)
+    block_of_rows, program = take_index(tl.program_id(0), tl.cdiv(PATCH_SIZE, ROWS))
+    block_of_patches, batch = take_index(program, tl.cdiv(patches_in_image, PATCHES))
+    batch = batch.to(tl.int64)
+    patches = block_of_patches * PATCHES + tl.arange(0, PATCHES)
+    rows, columns = block_of_rows * ROWS + tl.arange(0, ROWS), tl.arange(0, COLUMNS)
+    y, x, inside = pixels_of(
+        patches, rows, columns, patches_in_image, patches_across, PATCH_SIZE, PATCH_SIZE
+    )
+    grad += batch * grad_b + patches.to(tl.int64)[None, :] * grad_patch
+    frames += batch * frames_b + (y * frames_row + x * frames_column)[None]
+    reference += batch * reference_b + y * reference_row + x * reference_column
+    d_frames += batch * time * d_t + (y * d_row + x)[None]
+    d_reference += batch * d_t + y * d_row + x
+    pixels_in_patch = channels * PATCH_SIZE * PATCH_SIZE
 
-    patches, columns, in_run, _ = patch_columns(run, patches_across, PATCH_SIZE, PATCHES, COLUMNS)
-    row_in_patch = (block_of_rows * ROWS + tl.arange(0, ROWS))[:, None, None]
-    rows = strip * PATCH_SIZE + row_in_patch  # [ROWS, 1, 1]
-    columns = columns[None]  # [1, PATCHES, COLUMNS]
-    inside = (row_in_patch < PATCH_SIZE) & in_run[None]
-
-    frames += batch * frames_b + channel * frames_channel
-    frames_pixels = rows * frames_row + columns * frames_column
-    reference += batch * reference_b + channel * reference_channel
-    r = load_pixels(reference + rows * reference_row + columns * reference_column, inside)
-    grad += batch * grad_b + (strip * patches_across + patches) * grad_patch
-    d_frames += batch * time * d_t + channel * d_channel
-    d_reference += batch * d_t + channel * d_channel
-    d_pixels = rows * d_row + columns
-
-    factor = channel_factor(channel_scale, channel, frames.dtype.element_ty == tl.uint8, SQUARED)
-    factor = factor / (channels * PATCH_SIZE * PATCH_SIZE)
-    total = tl.zeros([ROWS, PATCHES, COLUMNS], tl.float32)
-    for _ in range(time):
-        x = load_pixels(frames + frames_pixels, inside)
-        g = tl.load(grad, mask=patches < patches_across, other=0).to(tl.float32)
-        d_x = (g * factor)[None, :, None] * slope_of_magnitude(x - r, SQUARED)
-        tl.store(d_frames + d_pixels, d_x, mask=inside)
-        total += d_x
-        frames += frames_t
-        grad += grad_t
-        d_frames += d_t
-    tl.store(d_reference + d_pixels, -total, mask=inside)
+    for channel in range(channels):
+        factor = channel_factor(channel_scale, channel, frames, SQUARED) / pixels_in_patch
+        r = load_pixels(reference, inside)[None]
+        total = tl.zeros([ROWS, PATCHES, COLUMNS], tl.float32)
+        for first_time in range(0, time, TIMES):
+            times = first_time + tl.arange(0, TIMES).to(tl.int64)
+            in_time = times < time
+            inside_grad = in_time[:, None] & (patches < patches_in_image)[None, :]
+            inside_frames = in_time[:, None, None, None] & inside[None]
+            g = load_pixels(grad + times[:, None] * grad_t, inside_grad) * factor
+            difference = load_pixels(frames + times[:, None, None, None] * frames_t, inside_frames) - r
+            d_x = g[:, None, :, None] * slope_of_magnitude(difference, SQUARED)
+            tl.store(d_frames + times[:, None, None, None] * d_t, d_x, mask=inside_frames)
+            total += tl.sum(tl.where(inside_frames, d_x, 0.0), 0)
+        tl.store(d_reference, -total, mask=inside)
+        frames += frames_channel
+        reference += reference_channel
+        d_frames += d_channel
+        d_reference += d_channel
 
 
 def _with_time(x: Tensor) -> Tensor:
@@ -172,20 +177,21 @@ def _channels_last(x: Tensor) -> Tensor:
     return x if _is_channels_last(x) else x.movedim(-3, -1).contiguous().movedim(-1, -3)
 
 
-def _tile(rows: int, columns: int, patches_across: int, size: int) -> dict[str, int]:
-    """The block of ``size`` pixels, powers of two, that a program holds of patches of ``rows`` × ``columns``."""
-    block_columns = triton.next_power_of_2(columns)
-    patches = min(triton.next_power_of_2(patches_across), max(1, size // block_columns))
-    block_rows = min(triton.next_power_of_2(rows), max(1, size // (patches * block_columns)))
-    return {"ROWS": block_rows, "PATCHES": patches, "COLUMNS": block_columns}
+def _tile(time: int, rows: int, columns: int, patches: int) -> dict[str, int]:
+    """The block of pixels that a program holds of patches of ``rows`` × ``columns``; its sides are powers of two."""
+    tile = {"COLUMNS": triton.next_power_of_2(columns), "TIMES": min(triton.next_power_of_2(max(time, 1)), MOST_TIMES)}
+    for name, size in (("ROWS", rows), ("PATCHES", patches)):
+        tile[name] = min(triton.next_power_of_2(size), max(1, TILE // math.prod(tile.values())))
+    return tile
 
 
 def forward(
     frames: Tensor, reference: Tensor, patch_size: int, norm: str, channel_scale: Tensor | None
 ) -> Tensor:
     """(B, N) or (B, T, N)."""
-    strips, patches_across = (side // patch_size for side in frames.shape[-2:])
-    out = frames.new_empty((*frames.shape[:-3], strips * patches_across), dtype=torch.float32)
+    patches_across = frames.shape[-1] // patch_size
+    patches = frames.shape[-2] // patch_size * patches_across
+    out = frames.new_empty((*frames.shape[:-3], patches), dtype=torch.float32)
     if out.numel() == 0:
         return out
     images = _with_time(frames)
@@ -198,9 +204,8 @@ def forward(
     reference_b, reference_plane, reference_row, reference_column = reference.stride()
     if interleaved > 1:
         reference_column = 1
-    times = min(triton.next_power_of_2(time), MOST_TIMES)
-    tile = _tile(patch_size, patch_size * interleaved, patches_across, TILE // times)
-    programs = triton.cdiv(time, times) * triton.cdiv(patches_across, tile["PATCHES"]) * strips * batch
+    tile = _tile(time, patch_size, patch_size * interleaved, patches)
+    programs = triton.cdiv(time, tile["TIMES"]) * triton.cdiv(patches, tile["PATCHES"]) * batch
     launch(
         forward_kernel,
         (programs,),
@@ -210,7 +215,7 @@ def forward(
         out,
         time,
         planes,
-        strips,
+        patches,
         patches_across,
         *(frames_b, frames_t, frames_plane, frames_row, frames_column),
         *(reference_b, reference_plane, reference_row, reference_column),
@@ -218,7 +223,6 @@ def forward(
         CHANNELS=interleaved,
         PATCH_ROWS=patch_size,
         PATCH_COLUMNS=patch_size * interleaved,
-        TIMES=times,
         **tile,
         num_warps=4,
     )
@@ -239,12 +243,13 @@ def backward(
         return d_frames, d_reference
     images = _with_time(frames)
     batch, time, channels, height, width = images.shape
-    strips, patches_across = height // patch_size, width // patch_size
-    tile = _tile(patch_size, patch_size, patches_across, TILE)
-    runs, blocks_of_rows = triton.cdiv(patches_across, tile["PATCHES"]), triton.cdiv(patch_size, tile["ROWS"])
+    patches_across = width // patch_size
+    patches = height // patch_size * patches_across
+    tile = _tile(time, patch_size, patch_size, patches)
+    blocks_of_rows = triton.cdiv(patch_size, tile["ROWS"])
     launch(
         backward_kernel,
-        (channels * blocks_of_rows * runs * strips * batch,),
+        (blocks_of_rows * triton.cdiv(patches, tile["PATCHES"]) * batch,),
         grad,
         frames,
         reference,
@@ -253,7 +258,7 @@ def backward(
         d_reference,
         time,
         channels,
-        strips,
+        patches,
         patches_across,
         *(grad if frames.dim() == 5 else grad[:, None]).stride(),
         *images.stride(),
