@@ -1,0 +1,272 @@
+"""Frame difference in Triton. Same functions and signatures as ``reference``, where the formulas stand.
+
+Images are seen as planes of rows: C planes and patches of P columns, or, in channels-last memory, one plane and
+patches of P·C columns, in which the channels alternate. A program takes a run of patches of one image, numbered row
+by row, and holds a block of their pixels, [TIMES, ROWS, PATCHES, COLUMNS], at a time.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .._triton import launch
+
+#: Pixels that a program holds at a time.
+TILE = 4096
+#: Frames that share one read of their reference.
+MOST_TIMES = 4
+
+
+@triton.jit
+def take_index(program, count):
+    """(index, what remains of ``program``) where the index runs fastest, below ``count``."""
+    return program % count, program // count
+
+
+@triton.jit
+def pixels_of(
+    patches, rows, columns, patches_in_image, patches_across,
+    PATCH_ROWS: tl.constexpr, PATCH_COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Where in the image the rows and columns of these patches are, and whether there is such a pixel.
+
+    # [ROWS, PATCHES, 1], [1, PATCHES, COLUMNS], [ROWS, PATCHES, COLUMNS]
+    """
+    rows, columns, patches = rows[:, None, None], columns[None, None, :], patches[None, :, None]
+    y = (patches // patches_across).to(tl.int64) * PATCH_ROWS + rows
+    x = (patches % patches_across).to(tl.int64) * PATCH_COLUMNS + columns
+    inside = (rows < PATCH_ROWS) & (patches < patches_in_image) & (columns < PATCH_COLUMNS)
+    return y, x, inside
+
+
+@triton.jit
+def load_pixels(pointers, inside):
+    return tl.load(pointers, mask=inside, other=0).to(tl.float32)
+
+
+@triton.jit
+def channel_factor(channel_scale, channels, images, SQUARED: tl.constexpr):
+    """What |d| or d² of these channels is multiplied by."""
+    scale = 1.0 if channel_scale is None else tl.load(channel_scale + channels).to(tl.float32)
+    if images.dtype.element_ty == tl.uint8:
+        scale = scale / 255.0
+    return scale * scale if SQUARED else tl.abs(scale)
+
+
+@triton.jit
+def magnitude(difference, SQUARED: tl.constexpr):
+    return difference * difference if SQUARED else tl.abs(difference)
+
+
+@triton.jit
+def slope_of_magnitude(difference, SQUARED: tl.constexpr):
+    """2d, or the sign of d: 0 where d is 0, NaN where it is NaN."""
+    if SQUARED:
+        slope = 2.0 * difference
+    else:
+        slope = tl.where(difference > 0, 1.0, tl.where(difference < 0, -1.0, difference))
+    return slope
+
+
+@triton.jit
+def forward_kernel(
+    frames, reference, channel_scale, out,
+    time, planes, patches_in_image, patches_across,
+    frames_b, frames_t, frames_plane, frames_row, frames_column,
+    reference_b, reference_plane, reference_row, reference_column,
+    SQUARED: tl.constexpr, CHANNELS: tl.constexpr, PATCH_ROWS: tl.constexpr, PATCH_COLUMNS: tl.constexpr,
+    TIMES: tl.constexpr, ROWS: tl.constexpr, PATCHES: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    # The frames that share a reference follow each other: it is then still in the cache.
+    block_of_time, program = take_index(tl.program_id(0), tl.cdiv(time, TIMES))
+    block_of_patches, batch = take_index(program, tl.cdiv(patches_in_image, PATCHES))
+    batch = batch.to(tl.int64)
+    times = (block_of_time * TIMES + tl.arange(0, TIMES)).to(tl.int64)
+    patches = block_of_patches * PATCHES + tl.arange(0, PATCHES)
+    columns = tl.arange(0, COLUMNS)
+    in_time = times < time
+    frames += batch * frames_b + times[:, None, None, None] * frames_t
+    reference += batch * reference_b
+
+    total = tl.zeros([TIMES, ROWS, PATCHES, COLUMNS], tl.float32)
+    for first_row in range(0, PATCH_ROWS, ROWS):
+        rows = first_row + tl.arange(0, ROWS)
+        y, x, inside = pixels_of(
+            patches, rows, columns, patches_in_image, patches_across, PATCH_ROWS, PATCH_COLUMNS
+        )
+        frames_at = frames + (y * frames_row + x * frames_column)[None]
+        reference_at = reference + (y * reference_row + x * reference_column)[None]
+        inside = inside[None]
+        inside_frames = inside & in_time[:, None, None, None]
+        for plane in range(planes):
+            factor = channel_factor(channel_scale, plane + columns % CHANNELS, frames, SQUARED)
+            difference = load_pixels(frames_at, inside_frames) - load_pixels(reference_at, inside)
+            total += magnitude(difference, SQUARED) * factor
+            frames_at += frames_plane
+            reference_at += reference_plane
+    mean = tl.sum(tl.sum(total, 3), 1) / (planes * PATCH_ROWS * PATCH_COLUMNS)  # [TIMES, PATCHES]
+
+    out += (batch * time + times[:, None]) * patches_in_image + patches[None, :]
+    tl.store(out, mean, mask=in_time[:, None] & (patches < patches_in_image)[None, :])
+
+
+@triton.jit
+def backward_kernel(
+    grad, frames, reference, channel_scale, d_frames, d_reference,
+    time, channels, patches_in_image, patches_across,
+    grad_b, grad_t, grad_patch,
+    frames_b, frames_t, frames_channel, frames_row, frames_column,
+    reference_b, reference_channel, reference_row, reference_column,
+    d_t, d_channel, d_row,
+    SQUARED: tl.constexpr, PATCH_SIZE: tl.constexpr,
+    TIMES: tl.constexpr, ROWS: tl.constexpr, PATCHES: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    block_of_rows, program = take_index(tl.program_id(0), tl.cdiv(PATCH_SIZE, ROWS))
+    block_of_patches, batch = take_index(program, tl.cdiv(patches_in_image, PATCHES))
+    batch = batch.to(tl.int64)
+    patches = block_of_patches * PATCHES + tl.arange(0, PATCHES)
+    rows, columns = block_of_rows * ROWS + tl.arange(0, ROWS), tl.arange(0, COLUMNS)
+    y, x, inside = pixels_of(
+        patches, rows, columns, patches_in_image, patches_across, PATCH_SIZE, PATCH_SIZE
+    )
+    grad += batch * grad_b + patches.to(tl.int64)[None, :] * grad_patch
+    frames += batch * frames_b + (y * frames_row + x * frames_column)[None]
+    reference += batch * reference_b + y * reference_row + x * reference_column
+    d_frames += batch * time * d_t + (y * d_row + x)[None]
+    d_reference += batch * d_t + y * d_row + x
+    pixels_in_patch = channels * PATCH_SIZE * PATCH_SIZE
+
+    for channel in range(channels):
+        factor = channel_factor(channel_scale, channel, frames, SQUARED) / pixels_in_patch
+        r = load_pixels(reference, inside)[None]
+        total = tl.zeros([ROWS, PATCHES, COLUMNS], tl.float32)
+        for first_time in range(0, time, TIMES):
+            times = first_time + tl.arange(0, TIMES).to(tl.int64)
+            in_time = times < time
+            inside_grad = in_time[:, None] & (patches < patches_in_image)[None, :]
+            inside_frames = in_time[:, None, None, None] & inside[None]
+            g = load_pixels(grad + times[:, None] * grad_t, inside_grad) * factor
+            difference = load_pixels(frames + times[:, None, None, None] * frames_t, inside_frames) - r
+            d_x = g[:, None, :, None] * slope_of_magnitude(difference, SQUARED)
+            tl.store(d_frames + times[:, None, None, None] * d_t, d_x, mask=inside_frames)
+            total += tl.sum(tl.where(inside_frames, d_x, 0.0), 0)
+        tl.store(d_reference, -total, mask=inside)
+        frames += frames_channel
+        reference += reference_channel
+        d_frames += d_channel
+        d_reference += d_channel
+
+
+def _with_time(x: Tensor) -> Tensor:
+    """(B, C, H, W) as (B, 1, C, H, W)."""
+    return x[:, None] if x.dim() == 4 else x
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    channels, _, width = x.shape[-3:]
+    return channels > 1 and x.stride(-3) == 1 and (width == 1 or x.stride(-1) == channels)
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """``x`` in channels-last memory; a copy only where it is not."""
+    return x if _is_channels_last(x) else x.movedim(-3, -1).contiguous().movedim(-1, -3)
+
+
+def _tile(time: int, rows: int, columns: int, patches: int) -> dict[str, int]:
+    """The block of pixels that a program holds of patches of ``rows`` × ``columns``; its sides are powers of two."""
+    tile = {"COLUMNS": triton.next_power_of_2(columns), "TIMES": min(triton.next_power_of_2(max(time, 1)), MOST_TIMES)}
+    for name, size in (("ROWS", rows), ("PATCHES", patches)):
+        tile[name] = min(triton.next_power_of_2(size), max(1, TILE // math.prod(tile.values())))
+    return tile
+
+
+def forward(
+    frames: Tensor, reference: Tensor, patch_size: int, norm: str, channel_scale: Tensor | None
+) -> Tensor:
+    """(B, N) or (B, T, N)."""
+    patches_across = frames.shape[-1] // patch_size
+    patches = frames.shape[-2] // patch_size * patches_across
+    out = frames.new_empty((*frames.shape[:-3], patches), dtype=torch.float32)
+    if out.numel() == 0:
+        return out
+    images = _with_time(frames)
+    batch, time, channels = images.shape[:3]
+    frames_b, frames_t, frames_plane, frames_row, frames_column = images.stride()
+    planes, interleaved = channels, 1
+    if _is_channels_last(frames):
+        reference = _channels_last(reference)
+        planes, interleaved, frames_column = 1, channels, 1
+    reference_b, reference_plane, reference_row, reference_column = reference.stride()
+    if interleaved > 1:
+        reference_column = 1
+    tile = _tile(time, patch_size, patch_size * interleaved, patches)
+    programs = triton.cdiv(time, tile["TIMES"]) * triton.cdiv(patches, tile["PATCHES"]) * batch
+    launch(
+        forward_kernel,
+        (programs,),
+        frames,
+        reference,
+        None if channel_scale is None else channel_scale.contiguous(),
+        out,
+        time,
+        planes,
+        patches,
+        patches_across,
+        *(frames_b, frames_t, frames_plane, frames_row, frames_column),
+        *(reference_b, reference_plane, reference_row, reference_column),
+        SQUARED=norm == "l2",
+        CHANNELS=interleaved,
+        PATCH_ROWS=patch_size,
+        PATCH_COLUMNS=patch_size * interleaved,
+        **tile,
+        num_warps=4,
+    )
+    return out
+
+
+def backward(
+    grad: Tensor,
+    frames: Tensor,
+    reference: Tensor,
+    patch_size: int,
+    norm: str,
+    channel_scale: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """(d_frames, d_reference), of the shapes and dtypes of frames and reference."""
+    d_frames, d_reference = frames.new_empty(frames.shape), reference.new_empty(reference.shape)
+    if d_reference.numel() == 0:
+        return d_frames, d_reference
+    images = _with_time(frames)
+    batch, time, channels, height, width = images.shape
+    patches_across = width // patch_size
+    patches = height // patch_size * patches_across
+    tile = _tile(time, patch_size, patch_size, patches)
+    blocks_of_rows = triton.cdiv(patch_size, tile["ROWS"])
+    launch(
+        backward_kernel,
+        (blocks_of_rows * triton.cdiv(patches, tile["PATCHES"]) * batch,),
+        grad,
+        frames,
+        reference,
+        None if channel_scale is None else channel_scale.contiguous(),
+        d_frames,
+        d_reference,
+        time,
+        channels,
+        patches,
+        patches_across,
+        *(grad if frames.dim() == 5 else grad[:, None]).stride(),
+        *images.stride(),
+        *reference.stride(),
+        *d_reference.stride()[:3],
+        SQUARED=norm == "l2",
+        PATCH_SIZE=patch_size,
+        **tile,
+        num_warps=4,
+    )
+    return d_frames, d_reference
