@@ -1,6 +1,5 @@
 // From tensors to the kernels of this CPU.
-#include "../tensor.h"
-#include "kernel.h"
+#include "checks.h"
 
 namespace micron::swap_patches {
 namespace {
@@ -8,45 +7,16 @@ namespace {
 void run(const Forward& arguments) { MICRON_DISPATCH(forward, arguments); }
 void run(const Backward& arguments) { MICRON_DISPATCH(backward, arguments); }
 
-Image image(const Tensor& x) { return {x.data_ptr(), x.stride(0), x.stride(1), x.stride(2), x.stride(3)}; }
-
-Problem problem(const Tensor& like, const Tensor& swap, int64_t patch_size, const Tensor& factor,
-                const OptionalTensor& shift) {
-  STD_TORCH_CHECK(like.dim() == 4, "an image must be (B, C, H, W)");
-  Problem p;
-  p.batch = like.size(0), p.channels = like.size(1), p.height = like.size(2), p.width = like.size(3);
-  STD_TORCH_CHECK(patch_size > 0 && p.height % patch_size == 0 && p.width % patch_size == 0, "patch_size must divide");
-  p.patch_size = patch_size;
-  p.swap = contiguous_data<const bool>("swap", swap, ScalarType::Bool, {p.batch, p.strips() * p.across()});
-  p.factor = contiguous_data<const float>("factor", factor, ScalarType::Float, {p.channels});
-  p.shift = contiguous_data<const float>("shift", shift, ScalarType::Float, {p.channels});
-  return p;
-}
-
-bool empty(const Problem& p) { return p.batch * p.channels * p.height * p.width == 0; }
-
-Dtype floating(const char* name, const Tensor& x) {
-  const Dtype dtype = dtype_of(name, x);
-  STD_TORCH_CHECK(dtype != Dtype::uint8, name, " must be floating");
-  return dtype;
-}
-
 void forward(const Tensor& frame, const Tensor& other, const Tensor& swap, int64_t patch_size, const Tensor& factor,
              const Tensor& shift, const Tensor& out) {
-  Forward f{problem(frame, swap, patch_size, factor, shift)};
-  check_shape("other", other, {f.batch, f.channels, f.height, f.width});
-  STD_TORCH_CHECK(other.scalar_type() == frame.scalar_type(), "other has the wrong dtype");
-  f.from = dtype_of("frame", frame), f.to = floating("out", out);
-  f.frame = image(frame), f.other = image(other);
+  Forward f = forward_arguments(frame, other, swap, patch_size, factor, shift, out);
   f.out = output_data<void>("out", out, out.scalar_type(), {f.batch, f.channels, f.height, f.width});
   if (!empty(f)) run(f);
 }
 
 void backward(const Tensor& grad, const Tensor& swap, int64_t patch_size, const Tensor& factor, const Tensor& d_frame,
               const Tensor& d_other) {
-  Backward b{problem(grad, swap, patch_size, factor, std::nullopt)};
-  b.from = floating("grad", grad), b.to = floating("d_frame", d_frame);
-  b.grad = image(grad);
+  Backward b = backward_arguments(grad, swap, patch_size, factor, d_frame, d_other);
   const auto dtype = d_frame.scalar_type();
   b.d_frame = output_data<void>("d_frame", d_frame, dtype, {b.batch, b.channels, b.height, b.width});
   b.d_other = output_data<void>("d_other", d_other, dtype, {b.batch, b.channels, b.height, b.width});

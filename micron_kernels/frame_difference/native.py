@@ -30,9 +30,10 @@ def _like(x: Tensor, channels_last: bool) -> Tensor:
 
 def _factors(frames: Tensor, channel_scale: Tensor | None, power: int) -> Tensor:
     """What |d| or d² of each channel is multiplied by, fp32 (C,)."""
-    scale = torch.ones(frames.shape[-3]) if channel_scale is None else channel_scale.to(torch.float32)
-    if frames.dtype == torch.uint8:
-        scale = scale / 255
+    unit = 1 / 255 if frames.dtype == torch.uint8 else 1.0
+    if channel_scale is None:
+        return torch.full((frames.shape[-3],), unit**power, dtype=torch.float32, device=frames.device)
+    scale = channel_scale.to(torch.float32) * unit
     return (scale.abs() if power == 1 else scale.square()).contiguous()
 
 
@@ -41,7 +42,7 @@ def forward(
 ) -> Tensor:
     """(B, N) or (B, T, N)."""
     patches = (frames.shape[-2] // patch_size) * (frames.shape[-1] // patch_size)
-    out = torch.empty((*frames.shape[:-3], patches), dtype=torch.float32)
+    out = torch.empty((*frames.shape[:-3], patches), dtype=torch.float32, device=frames.device)
     factors = _factors(frames, channel_scale, 1 if norm == "l1" else 2)
     channels_last = _is_channels_last(frames)
     operators().frame_difference(
@@ -65,8 +66,8 @@ def backward(
     channel_scale: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """(d_frames, d_reference), of the shapes and dtypes of frames and reference."""
-    d_frames = torch.empty(frames.shape, dtype=frames.dtype)
-    d_reference = torch.empty(reference.shape, dtype=reference.dtype)
+    d_frames = torch.empty(frames.shape, dtype=frames.dtype, device=frames.device)
+    d_reference = torch.empty(reference.shape, dtype=reference.dtype, device=reference.device)
     grad = grad.contiguous()
     operators().frame_difference_backward(
         grad if grad.dim() == 3 else grad[:, None],

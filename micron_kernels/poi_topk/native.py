@@ -13,17 +13,18 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 def topk_mask(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """(mask (B, N), indices (B, k))."""
-    mask = torch.empty(scores.shape, dtype=torch.bool)
-    indices = torch.empty((scores.shape[0], k), dtype=torch.int64)
+    mask = torch.empty(scores.shape, dtype=torch.bool, device=scores.device)
+    indices = torch.empty((scores.shape[0], k), dtype=torch.int64, device=scores.device)
     operators().topk(scores, k, mask, indices)
     return mask, indices
 
 
 def _keep(tokens: Tensor, scores: Tensor, k: int, weighted: bool, in_place: bool) -> tuple[Tensor, Tensor]:
     batch, length, width = tokens.shape
-    indices = torch.empty((batch, k), dtype=torch.int64)
+    indices = torch.empty((batch, k), dtype=torch.int64, device=scores.device)
     operators().topk(scores, k, None, indices)
-    out = torch.empty((batch, length if in_place else k, width), dtype=tokens.dtype)
+    rows = length if in_place else k
+    out = torch.empty((batch, rows, width), dtype=tokens.dtype, device=tokens.device)
     factors = scores if weighted else None
     operators().gather_tokens(with_contiguous_rows(tokens), factors, indices, in_place, out)
     return out, indices
@@ -42,8 +43,10 @@ def mask_tokens(tokens: Tensor, scores: Tensor, k: int, weighted: bool) -> tuple
 def _backward(
     grad: Tensor, tokens: Tensor, scores: Tensor, indices: Tensor, weighted: bool, in_place: bool
 ) -> tuple[Tensor, Tensor]:
-    d_tokens = torch.empty(tokens.shape, dtype=tokens.dtype)
-    d_scores = torch.empty(scores.shape, dtype=torch.float32) if weighted else None
+    d_tokens = torch.empty(tokens.shape, dtype=tokens.dtype, device=tokens.device)
+    d_scores = None
+    if weighted:
+        d_scores = torch.empty(scores.shape, dtype=torch.float32, device=scores.device)
     operators().gather_tokens_backward(
         with_contiguous_rows(grad),
         with_contiguous_rows(tokens) if weighted else None,

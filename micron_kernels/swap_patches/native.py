@@ -11,9 +11,17 @@ from .._extension import why_not as why_not
 DTYPES = (torch.uint8, torch.float32, torch.bfloat16, torch.float16)
 
 
-def _per_channel(x: Tensor | None, channels: int, default: float) -> Tensor:
-    """(C,) in fp64: the two constants of a channel are rounded to fp32 once."""
-    return torch.full((channels,), default, dtype=torch.float64) if x is None else x.double()
+def _factor(std: Tensor | None, channels: int, scale: float, device: torch.device) -> Tensor:
+    """scale / std, (C,) in fp64: the two constants of a channel are rounded to fp32 once."""
+    if std is None:
+        return torch.full((channels,), scale, dtype=torch.float64, device=device)
+    return scale / std.double()
+
+
+def _shift(mean: Tensor | None, std: Tensor | None, channels: int, device: torch.device) -> Tensor:
+    """-mean / std, (C,) in fp64."""
+    factor = _factor(std, channels, -1.0, device)
+    return torch.zeros_like(factor) if mean is None else mean.double() * factor
 
 
 def forward(
@@ -26,12 +34,10 @@ def forward(
     dtype: torch.dtype,
 ) -> Tensor:
     """(B, C, H, W), contiguous."""
-    channels = frame.shape[1]
-    factor = 1 / _per_channel(std, channels, 1)
-    shift = -_per_channel(mean, channels, 0) * factor
-    if frame.dtype == torch.uint8:
-        factor = factor / 255
-    out = torch.empty(frame.shape, dtype=dtype)
+    channels, device = frame.shape[1], frame.device
+    factor = _factor(std, channels, 1 / 255 if frame.dtype == torch.uint8 else 1.0, device)
+    shift = _shift(mean, std, channels, device)
+    out = torch.empty(frame.shape, dtype=dtype, device=device)
     operators().swap_patches(frame, other, swap.contiguous(), patch_size, factor.float(), shift.float(), out)
     return out
 
@@ -40,7 +46,7 @@ def backward(
     grad: Tensor, swap: Tensor, patch_size: int, std: Tensor | None, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """(d_frame, d_other), contiguous, in ``dtype``."""
-    factor = 1 / _per_channel(std, grad.shape[1], 1)
-    d_frame, d_other = (torch.empty(grad.shape, dtype=dtype) for _ in range(2))
+    factor = _factor(std, grad.shape[1], 1.0, grad.device)
+    d_frame, d_other = (torch.empty(grad.shape, dtype=dtype, device=grad.device) for _ in range(2))
     operators().swap_patches_backward(grad, swap.contiguous(), patch_size, factor.float(), d_frame, d_other)
     return d_frame, d_other

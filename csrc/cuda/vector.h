@@ -1,0 +1,134 @@
+// What the element-wise CUDA kernels share: vectors of up to 16 bytes, dtypes as float, blocks over rows and columns.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "launch.h"
+
+namespace micron::cuda {
+
+template <int BYTES>
+struct WordOf;
+template <>
+struct WordOf<1> {
+  using type = unsigned char;
+};
+template <>
+struct WordOf<2> {
+  using type = unsigned short;
+};
+template <>
+struct WordOf<4> {
+  using type = unsigned int;
+};
+template <>
+struct WordOf<8> {
+  using type = uint2;
+};
+template <>
+struct WordOf<16> {
+  using type = uint4;
+};
+
+// N elements that one instruction loads or stores, at an address that is a multiple of their size.
+template <class T, int N>
+struct Vector {
+  using Word = typename WordOf<N * static_cast<int>(sizeof(T))>::type;
+  T at[N];
+};
+
+// Pixels and tokens are read and written once: the cache is to let go of them first.
+template <int N, class T>
+__device__ __forceinline__ Vector<T, N> load(const T* from) {
+  using Word = typename Vector<T, N>::Word;
+  const Word word = __ldcs(reinterpret_cast<const Word*>(from));
+  Vector<T, N> result;
+  memcpy(&result, &word, sizeof(word));
+  return result;
+}
+
+template <int N, class T>
+__device__ __forceinline__ void store(T* to, const Vector<T, N>& vector) {
+  typename Vector<T, N>::Word word;
+  memcpy(&word, &vector, sizeof(word));
+  __stcs(reinterpret_cast<typename Vector<T, N>::Word*>(to), word);
+}
+
+template <int N, class T>
+__device__ __forceinline__ Vector<T, N> zeros() {
+  Vector<T, N> result;
+  memset(&result, 0, sizeof(result));  // 0 in every dtype
+  return result;
+}
+
+__device__ __forceinline__ float to_float(float x) { return x; }
+__device__ __forceinline__ float to_float(uint8_t x) { return static_cast<float>(x); }
+__device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
+__device__ __forceinline__ float to_float(__half x) { return __half2float(x); }
+
+template <class T>
+__device__ __forceinline__ T from_float(float x);
+template <>
+__device__ __forceinline__ float from_float<float>(float x) {
+  return x;
+}
+template <>
+__device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
+  return __float2bfloat16_rn(x);
+}
+template <>
+__device__ __forceinline__ __half from_float<__half>(float x) {
+  return __float2half_rn(x);
+}
+
+// Calls f with an element of the floating dtype.
+template <class F>
+void with_floating(Dtype dtype, const F& f) {
+  switch (dtype) {
+    case Dtype::bfloat16:
+      return f(__nv_bfloat16{});
+    case Dtype::float16:
+      return f(__half{});
+    default:
+      return f(float{});
+  }
+}
+
+template <class F>
+void with_image(Dtype dtype, const F& f) {
+  return dtype == Dtype::uint8 ? f(uint8_t{}) : with_floating(dtype, f);
+}
+
+// Whether steps along `dims` keep an address a multiple of `bytes`.
+inline bool is_aligned(const Tensor& x, std::initializer_list<int64_t> dims, int64_t bytes) {
+  bool aligned = reinterpret_cast<uintptr_t>(x.data_ptr()) % static_cast<uintptr_t>(bytes) == 0;
+  for (int64_t dim : dims) {
+    aligned = aligned && (x.size(dim) <= 1 || x.stride(dim) * static_cast<int64_t>(x.element_size()) % bytes == 0);
+  }
+  return aligned;
+}
+
+inline int64_t ceil_div(int64_t x, int64_t y) { return (x + y - 1) / y; }
+
+inline unsigned grid_of(int64_t blocks) {
+  STD_TORCH_CHECK(blocks <= INT32_MAX, "too large for one launch: ", blocks, " blocks");
+  return static_cast<unsigned>(blocks);
+}
+
+constexpr int BLOCK_THREADS = 256;
+
+// Blocks over rows × columns of vectors, as equal as can be: neighbouring threads on neighbouring vectors of a row.
+struct Tiles {
+  dim3 block;
+  int across, down;
+
+  Tiles(int64_t columns, int64_t rows) {
+    across = static_cast<int>(ceil_div(columns, BLOCK_THREADS / 2));
+    block.x = static_cast<unsigned>(ceil_div(columns, across));
+    down = static_cast<int>(ceil_div(rows, BLOCK_THREADS / block.x));
+    block.y = static_cast<unsigned>(ceil_div(rows, down));
+  }
+};
+
+}  // namespace micron::cuda
