@@ -131,9 +131,7 @@ def backward_kernel(
     batch = batch.to(tl.int64)
     patches = block_of_patches * PATCHES + tl.arange(0, PATCHES)
     rows, columns = block_of_rows * ROWS + tl.arange(0, ROWS), tl.arange(0, COLUMNS)
-    y, x, inside = pixels_of(
-        patches, rows, columns, patches_in_image, patches_across, PATCH_SIZE, PATCH_SIZE
-    )
+    y, x, inside = pixels_of(patches, rows, columns, patches_in_image, patches_across, PATCH_SIZE, PATCH_SIZE)
     grad += batch * grad_b + patches.to(tl.int64)[None, :] * grad_patch
     frames += batch * frames_b + (y * frames_row + x * frames_column)[None]
     reference += batch * reference_b + y * reference_row + x * reference_column
@@ -179,7 +177,10 @@ def _channels_last(x: Tensor) -> Tensor:
 
 def _tile(time: int, rows: int, columns: int, patches: int) -> dict[str, int]:
     """The block of pixels that a program holds of patches of ``rows`` × ``columns``; its sides are powers of two."""
-    tile = {"COLUMNS": triton.next_power_of_2(columns), "TIMES": min(triton.next_power_of_2(max(time, 1)), MOST_TIMES)}
+    tile = {
+        "COLUMNS": triton.next_power_of_2(columns),
+        "TIMES": min(triton.next_power_of_2(max(time, 1)), MOST_TIMES),
+    }
     for name, size in (("ROWS", rows), ("PATCHES", patches)):
         tile[name] = min(triton.next_power_of_2(size), max(1, TILE // math.prod(tile.values())))
     return tile

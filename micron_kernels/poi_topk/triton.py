@@ -27,7 +27,9 @@ IDLE_BITS = {torch.float32: 0, torch.bfloat16: 16, torch.float16: 13}
 def load_keys(scores, positions, length, stride_n, IDLE: tl.constexpr):
     """Keys that rank as the scores do: NaN lowest, −0 as 0. Behind the end of the row they are 0, as for NaN."""
     there = positions < length
-    bits = tl.load(scores + positions * stride_n, mask=there, other=0).to(tl.float32).to(tl.uint32, bitcast=True)
+    bits = (
+        tl.load(scores + positions * stride_n, mask=there, other=0).to(tl.float32).to(tl.uint32, bitcast=True)
+    )
     bits = tl.where(bits == 0x80000000, 0, bits)
     keys = tl.where(bits >= 0x80000000, bits ^ 0xFFFFFFFF, bits | 0x80000000)
     is_nan = (bits & 0x7FFFFFFF) > 0x7F800000
@@ -40,7 +42,9 @@ def count(chosen):
 
 
 @triton.jit
-def highest_key_of_at_least(k, scores, length, stride_n, IDLE: tl.constexpr, FITS: tl.constexpr, BLOCK: tl.constexpr):
+def highest_key_of_at_least(
+    k, scores, length, stride_n, IDLE: tl.constexpr, FITS: tl.constexpr, BLOCK: tl.constexpr
+):
     """The highest key that at least k of the row reach."""
     positions = tl.arange(0, BLOCK).to(tl.int64)
     keys = load_keys(scores, positions, length, stride_n, IDLE)
@@ -97,7 +101,10 @@ def slots_of(positions, indices, k, steps):
     for _ in range(steps):
         middle = (low + high) // 2
         below = tl.load(indices + middle, mask=low < high, other=0) < positions
-        low, high = tl.where((low < high) & below, middle + 1, low), tl.where((low < high) & (below == 0), middle, high)
+        low, high = (
+            tl.where((low < high) & below, middle + 1, low),
+            tl.where((low < high) & (below == 0), middle, high),
+        )
     return low, (low < k) & (tl.load(indices + low, mask=low < k, other=-1) == positions)
 
 

@@ -38,7 +38,9 @@ def patches_of(
     y = (patches // patches_across).to(tl.int64) * PATCH_SIZE + rows
     x = (patches % patches_across).to(tl.int64) * PATCH_SIZE + columns
     in_image = patches < patches_in_image
-    is_swapped = tl.load(swap + batch * swap_b + patches.to(tl.int64) * swap_patch, mask=in_image, other=0) != 0
+    is_swapped = (
+        tl.load(swap + batch * swap_b + patches.to(tl.int64) * swap_patch, mask=in_image, other=0) != 0
+    )
     inside = in_image & (rows < PATCH_SIZE) & (columns < PATCH_SIZE)
     return batch, y, x, inside & (is_swapped == 0), inside & is_swapped
 
