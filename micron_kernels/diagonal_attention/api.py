@@ -44,7 +44,8 @@ def diagonal_attention(
         row_weight: (B, N) or (B, H, N), any floating dtype: w above, 1 by default. Differentiable.
         rows: (B, K) int64: only these positions are computed, so that the work is K·N instead of N². They
             are positions in [0, N); one named twice is computed twice and its gradients add up. Checked on
-            CPU only: checking on a GPU would stop the stream.
+            CPU only: checking on a GPU would stop the stream. There, a position outside has weight 0 in the
+            Triton and CUDA kernels.
         key_mask: (B, N) bool, True = may be attended to. A position that is itself masked has weight, output
             and gradient 0, whatever its tensors hold.
         return_weights: return p as well.
