@@ -17,6 +17,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #undef __shared__
@@ -62,6 +63,7 @@ struct Thread {
 
 struct Grid {
   dim3 size, block, block_index;
+  uint64_t number = 0;  // of blocks so far
   unsigned char* shared = nullptr;
   int alive = 0;
   bool progress = false;
@@ -115,6 +117,7 @@ inline void run_block(bool reversed) {
   Grid& g = grid();
   const int count = static_cast<int>(g.block.x * g.block.y * g.block.z);
   g.alive = count;
+  ++g.number;
   g.whole_block = {};
   g.named.clear();
   g.warps.assign((count + 31) / 32, {});

@@ -1,5 +1,8 @@
-// csrc/cuda/hopper.h for the emulator. Copies and products happen at once, where the hardware makes them later.
+// csrc/cuda/hopper.h for the emulator. Copies and products happen as late as the program allows: when it waits for
+// them. One that is not waited for, or whose operands are overwritten before, gives wrong numbers here too.
 #pragma once
+
+#include <deque>
 
 namespace micron::cuda {
 
@@ -27,6 +30,27 @@ inline uint32_t shared_address(const void* p) {
 }
 inline int swizzle_128(int address) { return address ^ (address >> 7 & 7) << 4; }
 
+// What a thread has issued and not waited for.
+struct Issued {
+  uint64_t block = 0;
+  std::vector<std::function<void()>> copies, products;     // products of no group yet
+  std::deque<std::vector<std::function<void()>>> groups;
+};
+inline Issued& issued() {
+  static Issued of_thread[1024];
+  Issued& mine = of_thread[emulator::current().linear];
+  if (mine.block != emulator::grid().number) mine = Issued{emulator::grid().number};
+  return mine;
+}
+
+// Tensor copies by the barrier that they complete on.
+inline std::map<uint64_t*, std::vector<std::function<void()>>>& tensor_copies() {
+  static std::map<uint64_t*, std::vector<std::function<void()>>> copies;
+  static uint64_t block = 0;
+  if (block != emulator::grid().number) copies.clear(), block = emulator::grid().number;
+  return copies;
+}
+
 struct SharedBarrier {
   uint64_t expected : 12;
   int64_t pending : 13;
@@ -53,31 +77,40 @@ inline void barrier_arrive_expect(uint64_t* p, uint32_t bytes) {
 }
 inline void barrier_arrive(uint64_t* p) { barrier_arrive_expect(p, 0); }
 inline void barrier_wait(uint64_t* p, uint32_t parity) {
-  emulator::wait_until([&] { return shared_barrier(p).phase != parity; });
+  emulator::wait_until([&] {
+    for (auto& copy : std::exchange(tensor_copies()[p], {})) copy();
+    return shared_barrier(p).phase != parity;
+  });
 }
 
 inline void tensor_load(void* to, const TensorMap* map, uint64_t* barrier, int column, int row, int head, int batch) {
   const int start = static_cast<int>(shared_address(to));
   if (start % 1024 != 0) emulator::fail("tensor load: shared memory must be aligned to 1024 bytes");
-  for (int r = 0; r < map->box_rows; ++r) {
-    for (int c = 0; c < 64; ++c) {
-      const bool inside = row + r < map->sizes[2] && column + c < map->sizes[3];
-      const uint16_t value = inside ? map->data[batch * map->strides[0] + head * map->strides[1] +
-                                                (row + r) * map->strides[2] + column + c]
-                                    : uint16_t{0};
-      std::memcpy(shared_memory() + swizzle_128(start + r * 128 + c * 2), &value, 2);
+  tensor_copies()[barrier].push_back([=] {
+    for (int r = 0; r < map->box_rows; ++r) {
+      for (int c = 0; c < 64; ++c) {
+        const bool inside = row + r < map->sizes[2] && column + c < map->sizes[3];
+        const uint16_t value = inside ? map->data[batch * map->strides[0] + head * map->strides[1] +
+                                                  (row + r) * map->strides[2] + column + c]
+                                      : uint16_t{0};
+        std::memcpy(shared_memory() + swizzle_128(start + r * 128 + c * 2), &value, 2);
+      }
     }
-  }
-  SharedBarrier& b = shared_barrier(barrier);
-  b.bytes -= map->box_rows * 128;
-  b.settle();
+    SharedBarrier& b = shared_barrier(barrier);
+    b.bytes -= map->box_rows * 128;
+    b.settle();
+  });
 }
 
 inline void copy_async(void* to, const void* from, bool there) {
-  if (there) std::memcpy(to, from, 16);
-  else std::memset(to, 0, 16);
+  issued().copies.push_back([=] {
+    if (there) std::memcpy(to, from, 16);
+    else std::memset(to, 0, 16);
+  });
 }
-inline void copy_async_wait() {}
+inline void copy_async_wait() {
+  for (auto& copy : std::exchange(issued().copies, {})) copy();
+}
 inline void async_proxy_fence() {}
 inline void named_barrier(int number, int threads) {
   emulator::wait_at(emulator::grid().named[number], threads);
@@ -87,9 +120,14 @@ void registers_down() {}
 template <int COUNT>
 void registers_up() {}
 inline void wgmma_fence() {}
-inline void wgmma_commit() {}
+inline void wgmma_commit() { issued().groups.push_back(std::exchange(issued().products, {})); }
 template <int PENDING>
-void wgmma_wait() {}
+void wgmma_wait() {
+  auto& groups = issued().groups;
+  for (; groups.size() > PENDING; groups.pop_front()) {
+    for (auto& product : groups.front()) product();
+  }
+}
 
 template <class T, int N, bool B_ROWS>
 struct Wgmma {
@@ -99,25 +137,25 @@ struct Wgmma {
     return static_cast<float>(value);
   }
   static void run(float (&d)[N / 2], uint64_t a, uint64_t b) {
-    // All threads of a warpgroup issue it, together.
-    emulator::wait_at(emulator::grid().named[100 + emulator::current().linear / 128], 128);
-    const int start_a = static_cast<int>(a & 0x3fff) << 4, group_a = static_cast<int>(a >> 32 & 0x3fff) << 4;
-    const int start_b = static_cast<int>(b & 0x3fff) << 4, group_b = static_cast<int>(b >> 32 & 0x3fff) << 4;
-    const int step_b = static_cast<int>(b >> 16 & 0x3fff) << 4;
     if (a >> 62 != 1 || b >> 62 != 1) emulator::fail("wgmma: not the 128-byte swizzle");
     const int thread = emulator::current().linear % 128, lane = thread % 32;
-    for (int i = 0; i < N / 2; ++i) {
-      const int row = thread / 32 * 16 + lane / 4 + 8 * (i / 2 % 2), column = i / 4 * 8 + lane % 4 * 2 + i % 2;
-      float sum = 0;
-      for (int k = 0; k < 16; ++k) {
-        const float x = at(start_a + row / 8 * group_a + row % 8 * 128 + k * 2);
-        const float y = B_ROWS ? at(start_b + column / 64 * step_b + k / 8 * group_b + k % 8 * 128 + column % 64 * 2)
-                               : at(start_b + column / 8 * group_b + column % 8 * 128 + k * 2);
-        sum += x * y;
+    float* const sums = d;
+    issued().products.push_back([=] {
+      const int start_a = static_cast<int>(a & 0x3fff) << 4, group_a = static_cast<int>(a >> 32 & 0x3fff) << 4;
+      const int start_b = static_cast<int>(b & 0x3fff) << 4, group_b = static_cast<int>(b >> 32 & 0x3fff) << 4;
+      const int step_b = static_cast<int>(b >> 16 & 0x3fff) << 4;
+      for (int i = 0; i < N / 2; ++i) {
+        const int row = thread / 32 * 16 + lane / 4 + 8 * (i / 2 % 2), column = i / 4 * 8 + lane % 4 * 2 + i % 2;
+        float sum = 0;
+        for (int k = 0; k < 16; ++k) {
+          const float x = at(start_a + row / 8 * group_a + row % 8 * 128 + k * 2);
+          const float y = B_ROWS ? at(start_b + column / 64 * step_b + k / 8 * group_b + k % 8 * 128 + column % 64 * 2)
+                                 : at(start_b + column / 8 * group_b + column % 8 * 128 + k * 2);
+          sum += x * y;
+        }
+        sums[i] += sum;
       }
-      d[i] += sum;
-    }
-    emulator::wait_at(emulator::grid().named[100 + emulator::current().linear / 128], 128);
+    });
   }
 };
 
