@@ -95,6 +95,19 @@ def test_every_memory_layout(target, layout):
 
 
 @target
+@pytest.mark.parametrize("options", [{}, {"rows": 200, "masked": True}], ids=["all", "rows-masked"])
+def test_more_tiles_than_are_in_flight(target, options):
+    impl, device = target
+    harness.check(
+        both,
+        eager_diagonal_attention,
+        lambda: make((1, 1, 300, 200), 9, harness.a_dtype(ops, impl), device, **options),
+        WRT,
+        impl,
+    )
+
+
+@target
 def test_offsets_beyond_31_bits(target):
     impl, device = target
 

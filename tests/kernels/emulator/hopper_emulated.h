@@ -1,5 +1,6 @@
 // csrc/cuda/hopper.h for the emulator. Copies and products happen as late as the program allows: when it waits for
-// them. One that is not waited for, or whose operands are overwritten before, gives wrong numbers here too.
+// them; tensor copies of every other block at once. One that is not waited for, or whose place is not free yet, gives
+// wrong numbers here too.
 #pragma once
 
 #include <deque>
@@ -86,7 +87,7 @@ inline void barrier_wait(uint64_t* p, uint32_t parity) {
 inline void tensor_load(void* to, const TensorMap* map, uint64_t* barrier, int column, int row, int head, int batch) {
   const int start = static_cast<int>(shared_address(to));
   if (start % 1024 != 0) emulator::fail("tensor load: shared memory must be aligned to 1024 bytes");
-  tensor_copies()[barrier].push_back([=] {
+  const auto copy = [=] {
     for (int r = 0; r < map->box_rows; ++r) {
       for (int c = 0; c < 64; ++c) {
         const bool inside = row + r < map->sizes[2] && column + c < map->sizes[3];
@@ -99,7 +100,9 @@ inline void tensor_load(void* to, const TensorMap* map, uint64_t* barrier, int c
     SharedBarrier& b = shared_barrier(barrier);
     b.bytes -= map->box_rows * 128;
     b.settle();
-  });
+  };
+  if (emulator::grid().number % 2 == 0) copy();
+  else tensor_copies()[barrier].push_back(copy);
 }
 
 inline void copy_async(void* to, const void* from, bool there) {
