@@ -240,7 +240,7 @@ __device__ void sum_others(const Pass<T>& p, const PassShared<T, CHUNKS>& shared
     const int stage = tile % PASS_STAGES, buffer = tile % 2;
     cuda::barrier_wait(&shared.full[stage], tile / PASS_STAGES & 1);
     d_scores_of_tile<QUERIES>(p, shared, stage, buffer);
-
+    cuda::named_barrier(1, 256);  // both halves are there; the other buffer is read no more
     const unsigned char* others = shared.others + stage * PassShared<T, CHUNKS>::TILE_BYTES;
     cuda::wgmma_fence();
 #pragma unroll

@@ -85,7 +85,12 @@ inline Thread& current() { return *grid().running; }
 inline int lane() { return current().linear % 32; }
 inline Warp& warp() { return grid().warps[current().linear / 32]; }
 
-// Lets the others run until `done`.
+inline void let_others_run() {
+  Thread& me = current();
+  swapcontext(&me.context, &grid().scheduler);
+  grid().progress = true;
+}
+
 template <class Condition>
 void wait_until(Condition done) {
   Thread& me = current();

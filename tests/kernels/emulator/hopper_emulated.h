@@ -76,7 +76,10 @@ inline void barrier_arrive_expect(uint64_t* p, uint32_t bytes) {
   --b.pending;
   b.settle();
 }
-inline void barrier_arrive(uint64_t* p) { barrier_arrive_expect(p, 0); }
+inline void barrier_arrive(uint64_t* p) {
+  barrier_arrive_expect(p, 0);
+  emulator::let_others_run();  // whoever waits for it may do so before this thread goes on
+}
 inline void barrier_wait(uint64_t* p, uint32_t parity) {
   emulator::wait_until([&] {
     for (auto& copy : std::exchange(tensor_copies()[p], {})) copy();
@@ -130,6 +133,7 @@ void wgmma_wait() {
   for (; groups.size() > PENDING; groups.pop_front()) {
     for (auto& product : groups.front()) product();
   }
+  __syncwarp();  // .aligned: a warp waits as one
 }
 
 template <class T, int N, bool B_ROWS>
