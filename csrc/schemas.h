@@ -17,8 +17,8 @@ void define_operators(Library& m) {
       "Tensor(b!) d_key, Tensor(c!) d_value, Tensor(d!)? d_weight) -> ()");
   // On CUDA the backward is three kernels; what one position is to another is prepared in Python.
   m.def(
-      "diagonal_attention_row_gradients(Tensor? grad_out, Tensor? grad_weights, Tensor query, Tensor key, Tensor value, "
-      "float scale, Tensor? row_weight, Tensor? key_mask, Tensor row_max, Tensor row_sum, Tensor? first_slot, "
+      "diagonal_attention_row_gradients(Tensor? grad_out, Tensor? grad_weights, Tensor value, Tensor? row_weight, "
+      "Tensor? key_mask, Tensor weights, Tensor row_sum, Tensor? first_slot, "
       "Tensor? slot_order, Tensor(a!) slot_f, Tensor(b!) slot_c, Tensor(c!) position_f, Tensor(d!) position_c, "
       "Tensor(e!) d_value, Tensor(f!)? d_weight) -> ()");
   m.def(

@@ -15,8 +15,8 @@ template <class T>
 struct RowGradients {
   Shape shape;
   Slots slots;
-  Rows<T> grad_out, query, key, value;  // grad_out.data may be null
-  const float *grad_weights, *row_weight, *row_max, *row_sum;
+  Rows<T> grad_out, value;  // grad_out.data may be null
+  const float *grad_weights, *row_weight, *weights, *row_sum;
   int64_t weight_b, weight_h, weight_n;
   float *slot_f, *slot_c, *position_f, *position_c;
   T* d_value;
@@ -34,8 +34,6 @@ __global__ void __launch_bounds__(256) row_gradients_kernel(const __grid_constan
   const int64_t head_index = index / shape.length;
   const int batch = static_cast<int>(head_index / shape.heads), head = static_cast<int>(head_index % shape.heads);
   const bool there = shape.visible(batch, n);
-  const float diagonal =
-      there ? shape.scale_log2 * row_product(p.query.row(batch, head, n), p.key.row(batch, head, n), p.query.width) : 0.f;
   const float weight = there && p.row_weight != nullptr
                            ? p.row_weight[batch * p.weight_b + head * p.weight_h + n * p.weight_n]
                            : 1.f;
@@ -53,7 +51,7 @@ __global__ void __launch_bounds__(256) row_gradients_kernel(const __grid_constan
     const int64_t slot = slot_at(i), at = head_index * shape.computed + slot;
     float f = 0, c = 0;
     if (there) {
-      const float sum = p.row_sum[at], weight_of_value = exp2_of(diagonal - p.row_max[at]) / sum;
+      const float pii = p.weights[at];
       float value_grad = 0;
       if (p.grad_out.data != nullptr) {
         const T* grad = p.grad_out.row(batch, head, static_cast<int>(slot));
@@ -63,10 +61,10 @@ __global__ void __launch_bounds__(256) row_gradients_kernel(const __grid_constan
         value_grad = warp_sum(value_grad);
       }
       const float a = weight * value_grad + (p.grad_weights == nullptr ? 0.f : p.grad_weights[at]);
-      const float g = weight_of_value * a;
-      f = g / sum;
-      c = weight_of_value * (a - g);  // g (1 - p), rounded less
-      sum_weight += weight_of_value * value_grad;
+      const float g = pii * a;
+      f = g / p.row_sum[at];
+      c = pii * (a - g);  // g (1 - p), rounded less
+      sum_weight += pii * value_grad;
     }
     if (lane == 0) p.slot_f[at] = f, p.slot_c[at] = c;
     sum_f += f, sum_c += c;
@@ -74,9 +72,8 @@ __global__ void __launch_bounds__(256) row_gradients_kernel(const __grid_constan
   for (int e = lane; e < p.value.width; e += 32) {
     float sum = 0;
     for (int i = begin; i < end && there && p.grad_out.data != nullptr; ++i) {
-      const int64_t slot = slot_at(i), at = head_index * shape.computed + slot;
-      const float weight_of_value = exp2_of(diagonal - p.row_max[at]) / p.row_sum[at];
-      sum += weight * weight_of_value *
+      const int64_t slot = slot_at(i);
+      sum += weight * p.weights[head_index * shape.computed + slot] *
              static_cast<float>(p.grad_out.row(batch, head, static_cast<int>(slot))[e]);
     }
     d_value[e] = static_cast<T>(sum);

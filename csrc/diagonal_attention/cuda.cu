@@ -39,7 +39,7 @@ TensorMap map_of(const Tensor& x, int box_rows) {
 }
 
 Shape shape_of(const Tensor& query, double scale, const OptionalTensor& rows, const OptionalTensor& key_mask) {
-  STD_TORCH_CHECK(query.dim() == 4, "query must be (B, H, N, E)");
+  STD_TORCH_CHECK(query.dim() == 4, "queries and values must be (B, H, N, width)");
   const int64_t batch = query.size(0), heads = query.size(1), length = query.size(2);
   const int64_t computed = rows ? rows->size(1) : length;
   STD_TORCH_CHECK(batch * heads * ((std::max(length, computed) + 63) / 64) < INT32_MAX, "more blocks than a grid has");
@@ -102,34 +102,32 @@ void forward(const Tensor& query, const Tensor& key, const Tensor& value, double
   });
 }
 
-void row_gradients(const OptionalTensor& grad_out, const OptionalTensor& grad_weights, const Tensor& query,
-                   const Tensor& key, const Tensor& value, double scale, const OptionalTensor& row_weight,
-                   const OptionalTensor& key_mask, const Tensor& row_max, const Tensor& row_sum,
-                   const OptionalTensor& first_slot, const OptionalTensor& slot_order, const Tensor& slot_f,
+void row_gradients(const OptionalTensor& grad_out, const OptionalTensor& grad_weights, const Tensor& value,
+                   const OptionalTensor& row_weight, const OptionalTensor& key_mask, const Tensor& weights,
+                   const Tensor& row_sum, const OptionalTensor& first_slot, const OptionalTensor& slot_order, const Tensor& slot_f,
                    const Tensor& slot_c, const Tensor& position_f, const Tensor& position_c, const Tensor& d_value,
                    const OptionalTensor& d_weight) {
-  Shape shape = shape_of(query, scale, std::nullopt, key_mask);
+  Shape shape = shape_of(value, 1, std::nullopt, key_mask);
   if (slot_order) shape.computed = static_cast<int>(slot_order->size(1));
   const int64_t count = int64_t{shape.batch} * shape.heads * shape.length;
   if (count == 0) return;
-  const cuda::Device device(query);
-  of_dtype(query, [&](auto zero) {
+  const cuda::Device device(value);
+  of_dtype(value, [&](auto zero) {
     using T = decltype(zero);
     RowGradients<T> p;
     p.shape = shape;
     p.slots = slots_of(first_slot, slot_order, shape);
-    p.query = aligned_rows<T>("query", query, query), p.key = aligned_rows<T>("key", key, query);
-    p.value = rows_of<T>("value", value, query, shape.length);
-    if (grad_out) p.grad_out = rows_of<T>("grad_out", *grad_out, query, shape.computed);
+    p.value = rows_of<T>("value", value, value, shape.length);
+    if (grad_out) p.grad_out = rows_of<T>("grad_out", *grad_out, value, shape.computed);
     p.grad_weights = grad_weights ? statistics("grad_weights", *grad_weights, shape, shape.computed) : nullptr;
     set_weight(p, row_weight);
-    p.row_max = statistics("row_max", row_max, shape, shape.computed);
+    p.weights = statistics("weights", weights, shape, shape.computed);
     p.row_sum = statistics("row_sum", row_sum, shape, shape.computed);
     p.slot_f = statistics("slot_f", slot_f, shape, shape.computed);
     p.slot_c = statistics("slot_c", slot_c, shape, shape.computed);
     p.position_f = statistics("position_f", position_f, shape, shape.length);
     p.position_c = statistics("position_c", position_c, shape, shape.length);
-    p.d_value = contiguous_data<T>("d_value", d_value, query.scalar_type(),
+    p.d_value = contiguous_data<T>("d_value", d_value, value.scalar_type(),
                                    {shape.batch, shape.heads, shape.length, value.size(3)});
     p.d_weight = d_weight ? statistics("d_weight", *d_weight, shape, shape.length) : nullptr;
     device.launch(row_gradients_kernel<T>, dim3(static_cast<unsigned>((count + 7) / 8)), dim3(256), 0, p);

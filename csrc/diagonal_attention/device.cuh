@@ -53,7 +53,7 @@ __device__ inline float warp_sum(float x) {
   return x;
 }
 
-// q_i k_i, by one warp. The forward and the backward must agree on it to the last bit.
+// q_i k_i, by one warp.
 template <class T>
 __device__ float row_product(const T* a, const T* b, int width) {
   float sum = 0;

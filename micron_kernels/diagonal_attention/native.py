@@ -71,13 +71,25 @@ def backward(
     row_weight: Tensor | None,
     rows: Tensor | None,
     key_mask: Tensor | None,
+    weights: Tensor,
     row_max: Tensor,
     row_sum: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(dQ, dK, dV, dw), each of the shape and dtype of its input; dw is empty without a row_weight."""
     if query.is_cuda:
         return on_cuda.backward(
-            grad_out, grad_weights, query, key, value, scale, row_weight, rows, key_mask, row_max, row_sum
+            grad_out,
+            grad_weights,
+            query,
+            key,
+            value,
+            scale,
+            row_weight,
+            rows,
+            key_mask,
+            weights,
+            row_max,
+            row_sum,
         )
     new = torch.empty if rows is None else torch.zeros  # the kernel adds up the rows it is given
     d_query = new(query.shape, dtype=torch.float32)

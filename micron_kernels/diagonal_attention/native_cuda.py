@@ -72,6 +72,7 @@ def backward(
     row_weight: Tensor | None,
     rows: Tensor | None,
     key_mask: Tensor | None,
+    weights: Tensor,
     row_max: Tensor,
     row_sum: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -94,13 +95,10 @@ def backward(
     operators().diagonal_attention_row_gradients(
         None if grad_out is None else with_contiguous_rows(grad_out),
         _contiguous(grad_weights),
-        q,
-        k,
         with_contiguous_rows(value),
-        scale,
         weight_per_head(row_weight, heads),
         key_mask,
-        row_max,
+        weights.contiguous(),
         row_sum,
         first_slot,
         slot_order,

@@ -36,7 +36,7 @@ def diagonal_attention(
     key_mask: Optional[Tensor],
     impl: str,
 ) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(out, p, row_max, row_sum): the last two are what the backward needs of each row."""
+    """(out, p, row_max, row_sum): the last three are what the backward needs of each row."""
     _check_rows(rows, query.shape[2])
     with autocast_off(query):
         return IMPLEMENTATIONS[impl].forward(query, key, value, scale, row_weight, rows, key_mask)
@@ -62,6 +62,7 @@ def diagonal_attention_backward(
     row_weight: Optional[Tensor],
     rows: Optional[Tensor],
     key_mask: Optional[Tensor],
+    weights: Tensor,
     row_max: Tensor,
     row_sum: Tensor,
     impl: str,
@@ -69,12 +70,37 @@ def diagonal_attention_backward(
     """Gradients of query, key, value and row_weight (an empty tensor where there is no row_weight)."""
     with autocast_off(query):
         return IMPLEMENTATIONS[impl].backward(
-            grad_out, grad_weights, query, key, value, scale, row_weight, rows, key_mask, row_max, row_sum
+            grad_out,
+            grad_weights,
+            query,
+            key,
+            value,
+            scale,
+            row_weight,
+            rows,
+            key_mask,
+            weights,
+            row_max,
+            row_sum,
         )
 
 
 @diagonal_attention_backward.register_fake
-def _(grad_out, grad_weights, query, key, value, scale, row_weight, rows, key_mask, row_max, row_sum, impl):
+def _(
+    grad_out,
+    grad_weights,
+    query,
+    key,
+    value,
+    scale,
+    row_weight,
+    rows,
+    key_mask,
+    weights,
+    row_max,
+    row_sum,
+    impl,
+):
     return (
         query.new_empty(query.shape),
         key.new_empty(key.shape),
@@ -85,13 +111,13 @@ def _(grad_out, grad_weights, query, key, value, scale, row_weight, rows, key_ma
 
 def _setup_context(ctx, inputs, output):
     query, key, value, scale, row_weight, rows, key_mask, impl = inputs
-    ctx.save_for_backward(query, key, value, row_weight, rows, key_mask, *output[2:])
+    ctx.save_for_backward(query, key, value, row_weight, rows, key_mask, *output[1:])
     ctx.scale, ctx.impl = scale, impl
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx, grad_out, grad_weights, _grad_row_max, _grad_row_sum):
-    query, key, value, row_weight, rows, key_mask, row_max, row_sum = ctx.saved_tensors
+    query, key, value, row_weight, rows, key_mask, weights, row_max, row_sum = ctx.saved_tensors
     if grad_out is None and grad_weights is None:
         return (None,) * 8
     d_query, d_key, d_value, d_weight = diagonal_attention_backward(
@@ -104,6 +130,7 @@ def _backward(ctx, grad_out, grad_weights, _grad_row_max, _grad_row_sum):
         row_weight,
         rows,
         key_mask,
+        weights,
         row_max,
         row_sum,
         ctx.impl,

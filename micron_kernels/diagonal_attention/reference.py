@@ -9,7 +9,9 @@ incoming gradients of out and p, the chain rule through log p_i = s_ii − logsu
 
 P is made in blocks of rows, so that no tensor of size N×N is stored. What the backward needs of a row is kept
 as its maximum m_i and its sum l_i = Σ_j exp(s_ij − m_i), so that P_ij = exp(s_ij − m_i) / l_i: a logsumexp in
-one fp32 number would cost ε·|logsumexp| of relative error in every P_ij, which is more than all the rest.
+one fp32 number would cost ε·|logsumexp| of relative error in every P_ij, which is more than all the rest. p_i is
+kept too: where it is near 1, gradients are differences that vanish, and another rounding of it would be all that is
+left of them.
 """
 
 from __future__ import annotations
@@ -135,6 +137,7 @@ def backward(
     row_weight: Tensor | None,
     rows: Tensor | None,
     key_mask: Tensor | None,
+    weights: Tensor,
     row_max: Tensor,
     row_sum: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -151,16 +154,13 @@ def backward(
     if x.masked is not None:
         a = a.masked_fill(x.masked, 0)  # a weight that is infinite there must not count either
 
-    weights = torch.empty_like(x.weight, memory_format=torch.contiguous_format)
     d_query = torch.empty_like(x.query, memory_format=torch.contiguous_format)
     d_key = torch.zeros_like(x.key, memory_format=torch.contiguous_format)
     for block in x.blocks():
         q, diagonal = x.query[:, :, block], x.diagonal_index(block)
         d_scores = _block_scores(q, x.key, scale, key_mask).sub_(row_max[:, :, block, None]).exp_()
         d_scores /= row_sum[:, :, block, None]  # P
-        p = d_scores.gather(3, diagonal)
-        weights[:, :, block] = p.squeeze(3)
-        a_block = a[:, :, block, None]
+        p, a_block = weights[:, :, block, None], a[:, :, block, None]
         g = p * a_block
         d_scores.mul_(-g).scatter_(3, diagonal, p * (a_block - g))  # p (a − g) = g (1 − p), rounded less
         d_query[:, :, block] = torch.matmul(d_scores, x.key)

@@ -1,9 +1,8 @@
 """Diagonal attention in Triton. Same functions and signatures as ``reference``, where the formulas are derived.
 
 Forward: the scores of a block of rows, tile by tile of keys, under a running maximum and sum. The diagonal is left
-out of the tiles and made apart, by one function for all kernels: where p_i is near 1, the gradients are differences
-that vanish, and two roundings of the same score would be all that is left of them. Backward: first what belongs to
-one row (f_i = g_i / l_i, c_i = g_i (1 − p_i), dV_i, dw_i), then two passes that make the other scores again:
+out of the tiles and made apart, so that no tile has to look for it. Backward: first what belongs to one row,
+f_i = g_i / l_i, c_i = g_i (1 − p_i), dV_i and dw_i; then two passes that make the other scores again:
 
     dS_ii = c_i,  dS_ij = −f_i exp(s_ij − m_i)        dQ_i = scale · Σ_j dS_ij k_j
                                                       dK_j = scale · Σ_i dS_ij q_i
@@ -71,6 +70,19 @@ def multiply(a, b, sums):
 
 
 @triton.jit
+def exp(x, PRECISE: tl.constexpr):
+    """The exponential of numbers up to 0. PRECISE: x · log₂e is rounded where it is small, after whole powers of 2."""
+    if PRECISE:
+        x = tl.maximum(x, -200.0)
+        power = tl.floor(x * LOG2_E + 0.5)
+        rest = (x - power * 0.693359375) + power * 2.12194440e-4  # ln 2 in two parts, the first of few bits
+        result = tl.exp2(power) * tl.exp2(rest * LOG2_E)
+    else:
+        result = tl.exp2(x * LOG2_E)
+    return result
+
+
+@triton.jit
 def row_products(a, b, stride_a, stride_b, positions, there, WIDTH: tl.constexpr, COLUMNS: tl.constexpr):
     """Σ_e a[n, e] · b[n, e] of each position.  # [BLOCK]"""
     products = tl.zeros([positions.shape[0], COLUMNS], tl.float32)
@@ -92,6 +104,7 @@ def forward_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     blocks = tl.cdiv(computed, BLOCK_M)
+    PRECISE: tl.constexpr = query.dtype.element_ty == tl.float32
     head = (tl.program_id(0) // blocks).to(tl.int64)
     batch = head // heads
     slots = (tl.program_id(0) % blocks) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -117,16 +130,16 @@ def forward_kernel(
             scores = tl.where(others, products * scale, -float("inf"))
             higher = tl.maximum(maximum, tl.max(scores, 1))
             finite = tl.where(higher == -float("inf"), 0.0, higher)  # every key so far is masked
-            total = total * tl.exp2((maximum - finite) * LOG2_E)
-            total += tl.sum(tl.exp2((scores - finite[:, None]) * LOG2_E), 1)
+            total = total * exp(maximum - finite, PRECISE)
+            total += tl.sum(exp(scores - finite[:, None], PRECISE), 1)
             maximum = higher
             products = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
 
     diagonal = scale * row_products(query, key, query_n, key_n, positions, there, WIDTH, COLUMNS)
     higher = tl.maximum(maximum, tl.where(there, diagonal, -float("inf")))
     higher = tl.where(higher == -float("inf"), 0.0, higher)
-    own = tl.where(there, tl.exp2((diagonal - higher) * LOG2_E), 0.0)
-    total = total * tl.exp2((maximum - higher) * LOG2_E) + own
+    own = tl.where(there, exp(diagonal - higher, PRECISE), 0.0)
+    total = total * exp(maximum - higher, PRECISE) + own
     maximum = higher
     total = tl.where(total == 0.0, 1.0, total)
     p = own / total
@@ -151,13 +164,12 @@ def forward_kernel(
 
 @triton.jit
 def row_gradients_kernel(
-    grad_out, grad_weights, query, key, value, row_weight, key_mask, row_max, row_sum, first_slot, slot_order,
+    grad_out, grad_weights, value, row_weight, key_mask, weights, row_sum, first_slot, slot_order,
     slot_f, slot_c, position_f, position_c, d_value, d_weight,
-    grad_b, grad_h, grad_n, query_b, query_h, query_n, key_b, key_h, key_n, value_b, value_h, value_n,
-    weight_b, weight_h, weight_n, scale, heads, length, computed,
-    WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, HAS_GRAD_OUT: tl.constexpr, HAS_GRAD_WEIGHTS: tl.constexpr,
+    grad_b, grad_h, grad_n, value_b, value_h, value_n, weight_b, weight_h, weight_n, heads, length, computed,
+    VALUE_WIDTH: tl.constexpr, HAS_GRAD_OUT: tl.constexpr, HAS_GRAD_WEIGHTS: tl.constexpr,
     HAS_WEIGHT: tl.constexpr, HAS_ROWS: tl.constexpr, HAS_MASK: tl.constexpr,
-    BLOCK: tl.constexpr, COLUMNS: tl.constexpr, VALUE_COLUMNS: tl.constexpr,
+    BLOCK: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """f and c of every slot, and of every position what its slots add up to: f, c, dV and dw."""
     blocks = tl.cdiv(length, BLOCK)
@@ -166,11 +178,8 @@ def row_gradients_kernel(
     positions = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
     inside = positions < length
     there = visible(key_mask, positions, inside, length, batch, HAS_MASK)
-    query = head_of(query, query_b, query_h, head, heads)
-    key = head_of(key, key_b, key_h, head, heads)
-    diagonal = scale * row_products(query, key, query_n, key_n, positions, there, WIDTH, COLUMNS)
 
-    columns = tl.arange(0, VALUE_COLUMNS)
+    columns = tl.arange(0, COLUMNS)
     value = head_of(value, value_b, value_h, head, heads)
     v = load_rows(value, positions, value_n, there, columns, VALUE_WIDTH).to(tl.float32)
     w = tl.full([BLOCK], 1.0, tl.float32)
@@ -188,7 +197,7 @@ def row_gradients_kernel(
     sum_f = tl.zeros([BLOCK], tl.float32)
     sum_c = tl.zeros([BLOCK], tl.float32)
     sum_dw = tl.zeros([BLOCK], tl.float32)
-    sum_dv = tl.zeros([BLOCK, VALUE_COLUMNS], tl.float32)
+    sum_dv = tl.zeros([BLOCK, COLUMNS], tl.float32)
     for i in range(most):
         if HAS_ROWS:
             mine = i < count
@@ -197,9 +206,8 @@ def row_gradients_kernel(
             mine = inside
             slots = positions
         counts = there & mine
-        m = tl.load(row_max + head * computed + slots, mask=counts, other=0.0)
+        p = tl.load(weights + head * computed + slots, mask=counts, other=0.0)
         total = tl.load(row_sum + head * computed + slots, mask=counts, other=1.0)
-        p = tl.where(counts, tl.exp2((diagonal - m) * LOG2_E) / total, 0.0)
         a = tl.zeros([BLOCK], tl.float32)
         if HAS_GRAD_OUT:
             rows_of_grad = head_of(grad_out, grad_b, grad_h, head, heads)
@@ -235,6 +243,7 @@ def query_gradients_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     blocks = tl.cdiv(computed, BLOCK_M)
+    PRECISE: tl.constexpr = query.dtype.element_ty == tl.float32
     head = (tl.program_id(0) // blocks).to(tl.int64)
     batch = head // heads
     slots = (tl.program_id(0) % blocks) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -254,7 +263,7 @@ def query_gradients_kernel(
         seen = visible(key_mask, keys, keys < length, length, batch, HAS_MASK)
         k = load_rows(key, keys, key_n, seen, columns, WIDTH)
         scores = multiply(q, tl.trans(k), tl.zeros([BLOCK_M, BLOCK_N], tl.float32)) * scale
-        d_s = -f[:, None] * tl.exp2((scores - m[:, None]) * LOG2_E)
+        d_s = -f[:, None] * exp(scores - m[:, None], PRECISE)
         d_s = tl.where(seen[None, :], d_s, 0.0)
         d_s = tl.where(positions[:, None] == keys[None, :], c[:, None], d_s)
         d_q = multiply(d_s.to(k.dtype), k, d_q)
@@ -275,6 +284,7 @@ def key_gradients_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     blocks = tl.cdiv(length, BLOCK_M)
+    PRECISE: tl.constexpr = query.dtype.element_ty == tl.float32
     head = (tl.program_id(0) // blocks).to(tl.int64)
     batch = head // heads
     keys = (tl.program_id(0) % blocks) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -294,7 +304,7 @@ def key_gradients_kernel(
         f = tl.load(slot_f + head * computed + slots, mask=there, other=0.0)
         c = tl.load(slot_c + head * computed + slots, mask=there, other=0.0)
         scores = multiply(k, tl.trans(q), tl.zeros([BLOCK_M, BLOCK_N], tl.float32)) * scale
-        d_s = -f[None, :] * tl.exp2((scores - m[None, :]) * LOG2_E)
+        d_s = -f[None, :] * exp(scores - m[None, :], PRECISE)
         d_s = tl.where(positions[None, :] == keys[:, None], c[None, :], d_s)
         d_k = multiply(d_s.to(q.dtype), q, d_k)
 
@@ -405,6 +415,7 @@ def backward(
     row_weight: Tensor | None,
     rows: Tensor | None,
     key_mask: Tensor | None,
+    weights: Tensor,
     row_max: Tensor,
     row_sum: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -431,20 +442,17 @@ def backward(
     weight = weight_per_head(row_weight, heads)
     weight = value[..., 0] if weight is None else weight
     d_out = value if grad_out is None else with_contiguous_rows(grad_out)
-    columns = max(16, triton.next_power_of_2(max(width, 1)))
-    value_columns = max(16, triton.next_power_of_2(value.shape[3]))
-    block = max(1, min(64, 4096 // max(columns, value_columns))) if query.device.type != "cpu" else 256
+    columns = max(16, triton.next_power_of_2(value.shape[3]))
+    block = max(1, min(64, 4096 // columns)) if query.device.type != "cpu" else 256
     launch(
         row_gradients_kernel,
         (batch * heads * triton.cdiv(length, block),),
         d_out,
-        row_max if grad_weights is None else grad_weights.contiguous(),
-        query,
-        key,
+        weights if grad_weights is None else grad_weights.contiguous(),
         value,
         weight,
         mask,
-        row_max,
+        weights.contiguous(),
         row_sum,
         first_slot,
         slot_order,
@@ -455,15 +463,11 @@ def backward(
         d_value,
         d_weight,
         *d_out.stride()[:3],
-        *query.stride()[:3],
-        *key.stride()[:3],
         *value.stride()[:3],
         *weight.stride(),
-        scale,
         heads,
         length,
         computed,
-        WIDTH=width,
         VALUE_WIDTH=value.shape[3],
         HAS_GRAD_OUT=grad_out is not None,
         HAS_GRAD_WEIGHTS=grad_weights is not None,
@@ -471,8 +475,7 @@ def backward(
         HAS_ROWS=rows is not None,
         HAS_MASK=key_mask is not None,
         BLOCK=block,
-        COLUMNS=min(columns, 128),
-        VALUE_COLUMNS=value_columns,
+        COLUMNS=columns,
         num_warps=4,
     )
     tiles = _backward_tiles(query.dtype, width, rows is not None or key_mask is not None, query.device)

@@ -57,7 +57,7 @@ def call_diagonal_attention(module: Any, dtype: torch.dtype) -> None:
             weight, mask = new(64, 784, dtype=dtype), new(64, 784, dtype=torch.bool)
             rows = new(64, 196, dtype=torch.int64)
         out, p, *statistics = module.forward(query, key, value, 0.1, weight, rows, mask)
-        module.backward(out, p, query, key, value, 0.1, weight, rows, mask, *statistics)
+        module.backward(out, p, query, key, value, 0.1, weight, rows, mask, p, *statistics)
 
 
 def call_frame_difference(module: Any, dtype: torch.dtype) -> None:
