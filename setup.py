@@ -139,7 +139,8 @@ def ninja_file(output: Path, objects: Path, build: str) -> str:
     sets = "; ".join(
         f"{name}: {extra or 'baseline'}" for name, extra in INSTRUCTION_SETS.items() if X86 or not extra
     )
-    includes = [f"-isystem{torch / 'include'}", f"-isystem{sysconfig.get_paths()['include']}"]
+    folders = [str(torch / "include"), sysconfig.get_paths()["include"]]
+    includes = [flag for folder in folders for flag in ("-isystem", folder)]  # nvcc wants two words
     facts = {
         "MICRON_BUILD_FLAGS": f"{' '.join(flags)} ({sets})",
         "MICRON_CUDA_ARCHITECTURES": architectures if cuda else "",
@@ -168,6 +169,7 @@ def ninja_file(output: Path, objects: Path, build: str) -> str:
         f"  command = {nvcc} -MD -MF $out.d {quote(gencode(architectures))} {quote(NVCCFLAGS)} $torch_flags "
         "-c $in -o $out",
         "  depfile = $out.d",
+        "  deps = gcc",
         "rule link",
         f"  command = $cxx $in -o $out {quote([*shared, *libraries, *os.environ.get('LDFLAGS', '').split()])}",
     ]

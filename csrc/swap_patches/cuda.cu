@@ -63,7 +63,7 @@ __device__ void convert(const Problem& p, const From* from, int64_t stride_c, co
       const float factor = p.factor[c], shift = p.shift == nullptr ? 0.0f : p.shift[c];
       Vector<To, V> result;
 #pragma unroll
-      for (int e = 0; e < V; ++e) result.at[e] = from_float<To>(fmaf(factor, to_float(pixels[i].at[e]), shift));
+      for (int e = 0; e < V; ++e) result.set(e, fmaf(factor, pixels[i][e], shift));
       write(c * p.height * p.width, result);
     }
   }
