@@ -76,14 +76,23 @@ struct Vector {
   }
 };
 
-// Pixels and tokens are read and written once: the cache is to let go of them first.
 template <int N, class T>
-__device__ __forceinline__ Vector<T, N> load(const T* from) {
-  using Word = typename Vector<T, N>::Word;
-  const Word word = __ldcs(reinterpret_cast<const Word*>(from));
+__device__ __forceinline__ Vector<T, N> vector_of(typename Vector<T, N>::Word word) {
   Vector<T, N> result{};
   memcpy(result.packed, &word, sizeof(word));
   return result;
+}
+
+// Pixels and tokens are read and written once: the cache is to let go of them first.
+template <int N, class T>
+__device__ __forceinline__ Vector<T, N> load(const T* from) {
+  return vector_of<N, T>(__ldcs(reinterpret_cast<const typename Vector<T, N>::Word*>(from)));
+}
+
+// The same for what other blocks will read too.
+template <int N, class T>
+__device__ __forceinline__ Vector<T, N> load_again(const T* from) {
+  return vector_of<N, T>(__ldg(reinterpret_cast<const typename Vector<T, N>::Word*>(from)));
 }
 
 template <int N, class T>

@@ -41,7 +41,7 @@ __device__ void add_rows(const Problem& p, int64_t b, int64_t t0, int strip, int
       const int row = first + i * static_cast<int>(blockDim.y), plane = row / height;
       const int y = strip * height + row % height;
       const bool inside = row < rows;
-      r[i] = inside ? load<V>(row_of<const T>(p.reference, b, 0, plane, y) + column) : zeros<V, T>();
+      r[i] = inside ? load_again<V>(row_of<const T>(p.reference, b, 0, plane, y) + column) : zeros<V, T>();
       factor[i] = inside && p.channels == 1 ? p.factors[plane] : 1.0f;
 #pragma unroll
       for (int t = 0; t < TIME; ++t) {
@@ -87,16 +87,18 @@ __global__ void __launch_bounds__(BLOCK_THREADS, 2) forward_kernel(const Forward
     if (column < end) {
       float total[TIME][V] = {};
       add_rows<SQUARED, T, V, TIME>(p, b, t0, strip, static_cast<int>(column), total);
+if (p.channels > 1) {
+        int channel = static_cast<int>(column) % static_cast<int>(p.channels);
+#pragma unroll
+        for (int e = 0; e < V; ++e) {
+          const float factor = p.factors[channel];
+          channel = channel + 1 == p.channels ? 0 : channel + 1;
+#pragma unroll
+          for (int t = 0; t < TIME; ++t) total[t][e] *= factor;
+        }
+      }
 #pragma unroll
       for (int t = 0; t < TIME; ++t) {
-        if (p.channels > 1) {
-          int channel = static_cast<int>(column) % static_cast<int>(p.channels);
-#pragma unroll
-          for (int e = 0; e < V; ++e) {
-            total[t][e] *= p.factors[channel];
-            channel = channel + 1 == p.channels ? 0 : channel + 1;
-          }
-        }
 #pragma unroll
         for (int width = 1, bit = 0; width < V; width *= 2, ++bit) {
           if (bit >= s.slot_bits) break;
