@@ -187,6 +187,7 @@ def ninja_file(output: Path, objects: Path, build: str) -> str:
         f"  command = {home / 'bin' / 'nvcc'} -MD -MF $out.d {quote([*gencode(architectures), *NVCCFLAGS])} "
         "$torch_flags -c $in -o $out",
         "  depfile = $out.d",
+        "  deps = gcc",
         "rule link",
         f"  command = $cxx $in -o $out {quote([*shared, *libraries, *os.environ.get('LDFLAGS', '').split()])}",
     ]

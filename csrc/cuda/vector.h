@@ -31,37 +31,6 @@ struct WordOf<16> {
   using type = uint4;
 };
 
-// N elements that one instruction loads or stores, at an address that is a multiple of their size.
-template <class T, int N>
-struct Vector {
-  using Word = typename WordOf<N * static_cast<int>(sizeof(T))>::type;
-  T at[N];
-};
-
-// Pixels and tokens are read and written once: the cache is to let go of them first.
-template <int N, class T>
-__device__ __forceinline__ Vector<T, N> load(const T* from) {
-  using Word = typename Vector<T, N>::Word;
-  const Word word = __ldcs(reinterpret_cast<const Word*>(from));
-  Vector<T, N> result;
-  memcpy(&result, &word, sizeof(word));
-  return result;
-}
-
-template <int N, class T>
-__device__ __forceinline__ void store(T* to, const Vector<T, N>& vector) {
-  typename Vector<T, N>::Word word;
-  memcpy(&word, &vector, sizeof(word));
-  __stcs(reinterpret_cast<typename Vector<T, N>::Word*>(to), word);
-}
-
-template <int N, class T>
-__device__ __forceinline__ Vector<T, N> zeros() {
-  Vector<T, N> result;
-  memset(&result, 0, sizeof(result));  // 0 in every dtype
-  return result;
-}
-
 __device__ __forceinline__ float to_float(float x) { return x; }
 __device__ __forceinline__ float to_float(uint8_t x) { return static_cast<float>(x); }
 __device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
@@ -80,6 +49,62 @@ __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
 template <>
 __device__ __forceinline__ __half from_float<__half>(float x) {
   return __float2half_rn(x);
+}
+
+// N elements that one instruction loads or stores, at an address that is a multiple of their size. They stay packed
+// until they are used, or the loads that are under way would take four times the registers.
+template <class T, int N>
+struct Vector {
+  static constexpr int SIZE = sizeof(T), BYTES = N * SIZE;
+  using Word = typename WordOf<BYTES>::type;
+  unsigned packed[(BYTES + 3) / 4];
+
+  __device__ __forceinline__ float operator[](int e) const {
+    const unsigned bits = packed[e * SIZE / 4] >> e * SIZE % 4 * 8;
+    T x;
+    memcpy(&x, &bits, SIZE);
+    return to_float(x);
+  }
+
+  // To be called for e = 0, 1, ... in turn.
+  __device__ __forceinline__ void set(int e, float value) {
+    const T x = from_float<T>(value);
+    unsigned bits = 0;
+    memcpy(&bits, &x, SIZE);
+    unsigned& word = packed[e * SIZE / 4];
+    word = e * SIZE % 4 == 0 ? bits : word | bits << e * SIZE % 4 * 8;
+  }
+};
+
+template <int N, class T>
+__device__ __forceinline__ Vector<T, N> vector_of(typename Vector<T, N>::Word word) {
+  Vector<T, N> result{};
+  memcpy(result.packed, &word, sizeof(word));
+  return result;
+}
+
+// Pixels and tokens are read and written once: the cache is to let go of them first.
+template <int N, class T>
+__device__ __forceinline__ Vector<T, N> load(const T* from) {
+  return vector_of<N, T>(__ldcs(reinterpret_cast<const typename Vector<T, N>::Word*>(from)));
+}
+
+// The same for what other blocks will read too.
+template <int N, class T>
+__device__ __forceinline__ Vector<T, N> load_again(const T* from) {
+  return vector_of<N, T>(__ldg(reinterpret_cast<const typename Vector<T, N>::Word*>(from)));
+}
+
+template <int N, class T>
+__device__ __forceinline__ void store(T* to, const Vector<T, N>& vector) {
+  typename Vector<T, N>::Word word;
+  memcpy(&word, vector.packed, sizeof(word));
+  __stcs(reinterpret_cast<typename Vector<T, N>::Word*>(to), word);
+}
+
+template <int N, class T>
+__device__ __forceinline__ Vector<T, N> zeros() {
+  return {};  // 0 in every dtype
 }
 
 // Calls f with an element of the floating dtype.

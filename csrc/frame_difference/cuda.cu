@@ -41,7 +41,7 @@ __device__ void add_rows(const Problem& p, int64_t b, int64_t t0, int strip, int
       const int row = first + i * static_cast<int>(blockDim.y), plane = row / height;
       const int y = strip * height + row % height;
       const bool inside = row < rows;
-      r[i] = inside ? load<V>(row_of<const T>(p.reference, b, 0, plane, y) + column) : zeros<V, T>();
+      r[i] = inside ? load_again<V>(row_of<const T>(p.reference, b, 0, plane, y) + column) : zeros<V, T>();
       factor[i] = inside && p.channels == 1 ? p.factors[plane] : 1.0f;
 #pragma unroll
       for (int t = 0; t < TIME; ++t) {
@@ -55,7 +55,7 @@ __device__ void add_rows(const Problem& p, int64_t b, int64_t t0, int strip, int
       for (int t = 0; t < TIME; ++t) {
 #pragma unroll
         for (int e = 0; e < V; ++e) {
-          const float d = to_float(x[i][t].at[e]) - to_float(r[i].at[e]);
+          const float d = x[i][t][e] - r[i][e];
           total[t][e] = fmaf(factor[i], SQUARED ? d * d : fabsf(d), total[t][e]);
         }
       }
@@ -64,7 +64,7 @@ __device__ void add_rows(const Problem& p, int64_t b, int64_t t0, int strip, int
 }
 
 template <bool SQUARED, class T, int V, int TIME>
-__global__ void __launch_bounds__(BLOCK_THREADS) forward_kernel(const Forward p, const Split s) {
+__global__ void __launch_bounds__(BLOCK_THREADS, 2) forward_kernel(const Forward p, const Split s) {
   MICRON_DYNAMIC_SHARED(memory);
   float* const sums = reinterpret_cast<float*>(memory);  // [TIME, blockDim.y, slots]: of slots, row by row of threads
   const int slots = static_cast<int>(blockDim.x * V) >> s.slot_bits;
@@ -87,13 +87,18 @@ __global__ void __launch_bounds__(BLOCK_THREADS) forward_kernel(const Forward p,
     if (column < end) {
       float total[TIME][V] = {};
       add_rows<SQUARED, T, V, TIME>(p, b, t0, strip, static_cast<int>(column), total);
+if (p.channels > 1) {
+        int channel = static_cast<int>(column) % static_cast<int>(p.channels);
+#pragma unroll
+        for (int e = 0; e < V; ++e) {
+          const float factor = p.factors[channel];
+          channel = channel + 1 == p.channels ? 0 : channel + 1;
+#pragma unroll
+          for (int t = 0; t < TIME; ++t) total[t][e] *= factor;
+        }
+      }
 #pragma unroll
       for (int t = 0; t < TIME; ++t) {
-        if (p.channels > 1) {
-          const int64_t channel = column % p.channels;
-#pragma unroll
-          for (int e = 0; e < V; ++e) total[t][e] *= p.factors[(channel + e) % p.channels];
-        }
 #pragma unroll
         for (int width = 1, bit = 0; width < V; width *= 2, ++bit) {
           if (bit >= s.slot_bits) break;
@@ -140,7 +145,7 @@ __device__ float derivative(float d) {
 }
 
 template <bool SQUARED, class T, int V>
-__global__ void __launch_bounds__(BLOCK_THREADS) backward_kernel(const Backward p, int strips, int across, int down) {
+__global__ void __launch_bounds__(BLOCK_THREADS, 2) backward_kernel(const Backward p, int strips, int across, int down) {
   unsigned block = blockIdx.x;
   const int64_t column = static_cast<int64_t>(block % across * blockDim.x + threadIdx.x) * V;
   block /= across;
@@ -182,16 +187,16 @@ __global__ void __launch_bounds__(BLOCK_THREADS) backward_kernel(const Backward 
 #pragma unroll
       for (int e = 0; e < V; ++e) {
         if (starts >> e & 1) g = *grad++;
-        const float slope = g * factor[e] * derivative<SQUARED>(to_float(x[t].at[e]) - to_float(r.at[e]));
+        const float slope = g * factor[e] * derivative<SQUARED>(x[t][e] - r[e]);
         sums[e] -= slope;
-        d_x.at[e] = from_float<T>(slope);
+        d_x.set(e, slope);
       }
       store<V>(row_of<T>(p.d_frames, b, t0 + t, plane, y) + column, d_x);
     }
   }
   Vector<T, V> d_r;
 #pragma unroll
-  for (int e = 0; e < V; ++e) d_r.at[e] = from_float<T>(sums[e]);
+  for (int e = 0; e < V; ++e) d_r.set(e, sums[e]);
   store<V>(row_of<T>(p.d_reference, b, 0, plane, y) + column, d_r);
 }
 

@@ -158,17 +158,18 @@ __device__ float write_row(const Move& p, const T* from, const T* token, float f
   float dot = 0.0f;
 #pragma unroll 4
   for (int64_t i = threadIdx.x % 32 * V; i < p.width; i += 32 * V) {
-    Vector<T, V> x = load<V>(from + i);
+    const Vector<T, V> x = load<V>(from + i);
     if (token != nullptr) {
-      const Vector<T, V> y = load<V>(token + i);
+      const Vector<T, V> other = load<V>(token + i);
 #pragma unroll
-      for (int e = 0; e < V; ++e) dot = fmaf(to_float(x.at[e]), to_float(y.at[e]), dot);
+      for (int e = 0; e < V; ++e) dot = fmaf(x[e], other[e], dot);
     }
+    Vector<T, V> y = x;
     if (p.scores.data != nullptr) {
 #pragma unroll
-      for (int e = 0; e < V; ++e) x.at[e] = from_float<T>(to_float(x.at[e]) * factor);
+      for (int e = 0; e < V; ++e) y.set(e, x[e] * factor);
     }
-    store<V>(to + i, x);
+    store<V>(to + i, y);
   }
   return dot;
 }

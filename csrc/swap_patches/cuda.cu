@@ -63,14 +63,14 @@ __device__ void convert(const Problem& p, const From* from, int64_t stride_c, co
       const float factor = p.factor[c], shift = p.shift == nullptr ? 0.0f : p.shift[c];
       Vector<To, V> result;
 #pragma unroll
-      for (int e = 0; e < V; ++e) result.at[e] = from_float<To>(fmaf(factor, to_float(pixels[i].at[e]), shift));
+      for (int e = 0; e < V; ++e) result.set(e, fmaf(factor, pixels[i][e], shift));
       write(c * p.height * p.width, result);
     }
   }
 }
 
 template <class From, class To, int V>
-__global__ void __launch_bounds__(BLOCK_THREADS) forward_kernel(const Forward p, int across, int down) {
+__global__ void __launch_bounds__(BLOCK_THREADS, 4) forward_kernel(const Forward p, int across, int down) {
   const Place at = place_of<V>(p, across, down);
   if (!at.inside) return;
   const From* from = at.swapped ? pixels<From>(p.other, at) : pixels<From>(p.frame, at);
@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(BLOCK_THREADS) forward_kernel(const Forward p,
 }
 
 template <class From, class To, int V>
-__global__ void __launch_bounds__(BLOCK_THREADS) backward_kernel(const Backward p, int across, int down) {
+__global__ void __launch_bounds__(BLOCK_THREADS, 4) backward_kernel(const Backward p, int across, int down) {
   const Place at = place_of<V>(p, across, down);
   if (!at.inside) return;
   To* taken = static_cast<To*>(at.swapped ? p.d_other : p.d_frame) + offset(p, at);

@@ -1,6 +1,7 @@
 """The extension when it is there, when it is not, and when its file is broken."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -126,3 +127,19 @@ def test_positions_outside_are_refused_by_the_kernel_itself():
     x = torch.randn(1, 1, 4, 4)
     with pytest.raises(RuntimeError, match="rows holds a position outside"):
         native.forward(x, x, x, 1.0, None, torch.tensor([[4]]), None)
+
+
+@built
+@pytest.mark.skipif(
+    _extension.module is None or not _extension.module.cuda_architectures, reason="built without CUDA"
+)
+def test_every_cuda_kernel_is_registered():
+    csrc = Path(__file__).parents[2] / "csrc"
+    operators = set(re.findall(r'm\.def\(\s*"(\w+)\(', (csrc / "schemas.h").read_text()))
+    expected = set()
+    for source in csrc.glob("*/cuda.cu"):
+        on_cpu = source.with_name("cpu.cpp").read_text()
+        expected |= set(re.findall(r'm\.impl\("(\w+)"', on_cpu))
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    assert expected
+    assert {x for x in operators if has_kernel(f"micron_native::{x}", "CUDA")} == expected
