@@ -45,22 +45,12 @@ def pixels_of(
 
 
 @triton.jit
-def load_pixels(pointers, inside):
-    return tl.load(pointers, mask=inside, other=0).to(tl.float32)
-
-
-@triton.jit
 def channel_factor(channel_scale, channels, images, SQUARED: tl.constexpr):
     """What |d| or d² of these channels is multiplied by."""
     scale = 1.0 if channel_scale is None else tl.load(channel_scale + channels).to(tl.float32)
     if images.dtype.element_ty == tl.uint8:
         scale = scale / 255.0
     return scale * scale if SQUARED else tl.abs(scale)
-
-
-@triton.jit
-def magnitude(difference, SQUARED: tl.constexpr):
-    return difference * difference if SQUARED else tl.abs(difference)
 
 
 @triton.jit
@@ -105,8 +95,9 @@ def forward_kernel(
         inside_frames = inside & in_time[:, None, None, None]
         for plane in range(planes):
             factor = channel_factor(channel_scale, plane + columns % CHANNELS, frames, SQUARED)
-            difference = load_pixels(frames_at, inside_frames) - load_pixels(reference_at, inside)
-            total += magnitude(difference, SQUARED) * factor
+            r = tl.load(reference_at, mask=inside, other=0).to(tl.float32)
+            difference = tl.load(frames_at, mask=inside_frames, other=0).to(tl.float32) - r
+            total += (difference * difference if SQUARED else tl.abs(difference)) * factor
             frames_at += frames_plane
             reference_at += reference_plane
     mean = tl.sum(tl.sum(total, 3), 1) / (planes * PATCH_ROWS * PATCH_COLUMNS)  # [TIMES, PATCHES]
@@ -131,9 +122,7 @@ def backward_kernel(
     batch = batch.to(tl.int64)
     patches = block_of_patches * PATCHES + tl.arange(0, PATCHES)
     rows, columns = block_of_rows * ROWS + tl.arange(0, ROWS), tl.arange(0, COLUMNS)
-    y, x, inside = pixels_of(
-        patches, rows, columns, patches_in_image, patches_across, PATCH_SIZE, PATCH_SIZE
-    )
+    y, x, inside = pixels_of(patches, rows, columns, patches_in_image, patches_across, PATCH_SIZE, PATCH_SIZE)
     grad += batch * grad_b + patches.to(tl.int64)[None, :] * grad_patch
     frames += batch * frames_b + (y * frames_row + x * frames_column)[None]
     reference += batch * reference_b + y * reference_row + x * reference_column
@@ -143,17 +132,18 @@ def backward_kernel(
 
     for channel in range(channels):
         factor = channel_factor(channel_scale, channel, frames, SQUARED) / pixels_in_patch
-        r = load_pixels(reference, inside)[None]
+        r = tl.load(reference, mask=inside, other=0).to(tl.float32)[None]
         total = tl.zeros([ROWS, PATCHES, COLUMNS], tl.float32)
         for first_time in range(0, time, TIMES):
             times = first_time + tl.arange(0, TIMES).to(tl.int64)
             in_time = times < time
             inside_grad = in_time[:, None] & (patches < patches_in_image)[None, :]
             inside_frames = in_time[:, None, None, None] & inside[None]
-            g = load_pixels(grad + times[:, None] * grad_t, inside_grad) * factor
-            difference = load_pixels(frames + times[:, None, None, None] * frames_t, inside_frames) - r
-            d_x = g[:, None, :, None] * slope_of_magnitude(difference, SQUARED)
-            tl.store(d_frames + times[:, None, None, None] * d_t, d_x, mask=inside_frames)
+            g = tl.load(grad + times[:, None] * grad_t, mask=inside_grad, other=0).to(tl.float32) * factor
+            times = times[:, None, None, None]
+            x = tl.load(frames + times * frames_t, mask=inside_frames, other=0).to(tl.float32)
+            d_x = g[:, None, :, None] * slope_of_magnitude(x - r, SQUARED)
+            tl.store(d_frames + times * d_t, d_x, mask=inside_frames)
             total += tl.sum(tl.where(inside_frames, d_x, 0.0), 0)
         tl.store(d_reference, -total, mask=inside)
         frames += frames_channel
@@ -224,7 +214,7 @@ def forward(
         PATCH_ROWS=patch_size,
         PATCH_COLUMNS=patch_size * interleaved,
         **tile,
-        num_warps=4,
+        num_warps=8,
     )
     return out
 
@@ -267,6 +257,6 @@ def backward(
         SQUARED=norm == "l2",
         PATCH_SIZE=patch_size,
         **tile,
-        num_warps=4,
+        num_warps=8,
     )
     return d_frames, d_reference
