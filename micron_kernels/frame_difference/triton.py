@@ -141,8 +141,8 @@ def backward_kernel(
             inside_frames = in_time[:, None, None, None] & inside[None]
             g = tl.load(grad + times[:, None] * grad_t, mask=inside_grad, other=0).to(tl.float32) * factor
             times = times[:, None, None, None]
-            x = tl.load(frames + times * frames_t, mask=inside_frames, other=0).to(tl.float32)
-            d_x = g[:, None, :, None] * slope_of_magnitude(x - r, SQUARED)
+            difference = tl.load(frames + times * frames_t, mask=inside_frames, other=0).to(tl.float32) - r
+            d_x = g[:, None, :, None] * slope_of_magnitude(difference, SQUARED)
             tl.store(d_frames + times * d_t, d_x, mask=inside_frames)
             total += tl.sum(tl.where(inside_frames, d_x, 0.0), 0)
         tl.store(d_reference, -total, mask=inside)
