@@ -33,10 +33,8 @@ def pixels_of(
     patches, rows, columns, patches_in_image, patches_across,
     PATCH_ROWS: tl.constexpr, PATCH_COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Where in the image the rows and columns of these patches are, and whether there is such a pixel.
-
-    # [ROWS, PATCHES, 1], [1, PATCHES, COLUMNS], [ROWS, PATCHES, COLUMNS]
-    """
+    """y [ROWS, PATCHES, 1] and x [1, PATCHES, COLUMNS], in the image, of these rows and columns of the patches; and
+    whether there is such a pixel [ROWS, PATCHES, COLUMNS]."""
     rows, columns, patches = rows[:, None, None], columns[None, None, :], patches[None, :, None]
     y = (patches // patches_across).to(tl.int64) * PATCH_ROWS + rows
     x = (patches % patches_across).to(tl.int64) * PATCH_COLUMNS + columns
@@ -56,11 +54,8 @@ def channel_factor(channel_scale, channels, images, SQUARED: tl.constexpr):
 @triton.jit
 def slope_of_magnitude(difference, SQUARED: tl.constexpr):
     """2d, or the sign of d: 0 where d is 0, NaN where it is NaN."""
-    if SQUARED:
-        slope = 2.0 * difference
-    else:
-        slope = tl.where(difference > 0, 1.0, tl.where(difference < 0, -1.0, difference))
-    return slope
+    sign = tl.where(difference > 0, 1.0, tl.where(difference < 0, -1.0, difference))
+    return 2.0 * difference if SQUARED else sign
 
 
 @triton.jit
@@ -169,7 +164,8 @@ def _channels_last(x: Tensor) -> Tensor:
 
 def _tile(time: int, rows: int, columns: int, patches: int) -> dict[str, int]:
     """The block of pixels that a program holds of patches of ``rows`` × ``columns``; its sides are powers of two."""
-    tile = {"COLUMNS": triton.next_power_of_2(columns), "TIMES": min(triton.next_power_of_2(max(time, 1)), MOST_TIMES)}
+    times = min(triton.next_power_of_2(max(time, 1)), MOST_TIMES)
+    tile = {"TIMES": times, "COLUMNS": triton.next_power_of_2(columns)}
     for name, size in (("ROWS", rows), ("PATCHES", patches)):
         tile[name] = min(triton.next_power_of_2(size), max(1, TILE // math.prod(tile.values())))
     return tile
@@ -186,14 +182,12 @@ def forward(
         return out
     images = _with_time(frames)
     batch, time, channels = images.shape[:3]
-    frames_b, frames_t, frames_plane, frames_row, frames_column = images.stride()
+    strides = *images.stride(), *reference.stride()
     planes, interleaved = channels, 1
     if _is_channels_last(frames):
         reference = _channels_last(reference)
-        planes, interleaved, frames_column = 1, channels, 1
-    reference_b, reference_plane, reference_row, reference_column = reference.stride()
-    if interleaved > 1:
-        reference_column = 1
+        strides = *images.stride()[:4], 1, *reference.stride()[:3], 1
+        planes, interleaved = 1, channels
     tile = _tile(time, patch_size, patch_size * interleaved, patches)
     programs = triton.cdiv(time, tile["TIMES"]) * triton.cdiv(patches, tile["PATCHES"]) * batch
     launch(
@@ -207,8 +201,7 @@ def forward(
         planes,
         patches,
         patches_across,
-        *(frames_b, frames_t, frames_plane, frames_row, frames_column),
-        *(reference_b, reference_plane, reference_row, reference_column),
+        *strides,
         SQUARED=norm == "l2",
         CHANNELS=interleaved,
         PATCH_ROWS=patch_size,

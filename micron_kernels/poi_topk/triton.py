@@ -112,7 +112,7 @@ def gather_kernel(
     slots, width, tokens_b, tokens_n, tokens_d, scores_b, scores_n,
     TOKENS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """With a mask (B, N), out (B, N, D) holds the kept tokens in their places; without, out (B, k, D) holds no other."""
+    """out is (B, N, D) with a mask (B, N), and (B, k, D), of the kept tokens alone, without."""
     blocks = tl.cdiv(slots, TOKENS)
     row = (tl.program_id(0) // blocks).to(tl.int64)
     slot = (tl.program_id(0) % blocks) * TOKENS + tl.arange(0, TOKENS).to(tl.int64)
