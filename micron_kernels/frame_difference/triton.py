@@ -17,7 +17,7 @@ from torch import Tensor
 from .._triton import launch
 
 #: Pixels that a program holds at a time.
-TILE = 4096
+TILE = 2048
 #: Frames that share one read of their reference.
 MOST_TIMES = 4
 

@@ -186,7 +186,7 @@ def _topk(scores: Tensor, k: int, mask: Tensor | None) -> Tensor:
         ROWS=rows,
         BLOCK=block,
         CHUNK=min(block, MOST_SCORES_NUMBERED),
-        num_warps=min(max(block // 512, 1), 16),
+        num_warps=min(max(block // 256, 1), 16),
     )
     return indices
 
@@ -221,7 +221,7 @@ def _gather(tokens: Tensor, scores: Tensor, weighted: bool, mask: Tensor | None,
         *tokens.stride(),
         *scores.stride(),
         **tile,
-        num_warps=4,
+        num_warps=8,
     )
     return out
 
@@ -264,7 +264,7 @@ def _backward(
         *scores.stride(),
         IN_PLACE=in_place,
         **tile,
-        num_warps=4,
+        num_warps=8,
     )
     return d_tokens, d_scores
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from .._triton import launch
 
 #: Pixels that a program holds at a time.
-TILE = 4096
+TILE = 2048
 
 
 @triton.jit
