@@ -17,7 +17,7 @@ from torch import Tensor
 from .._triton import launch
 
 #: Pixels that a program holds at a time.
-TILE = 4096
+TILE = 2048
 #: Frames that share one read of their reference.
 MOST_TIMES = 4
 
@@ -33,20 +33,13 @@ def pixels_of(
     patches, rows, columns, patches_in_image, patches_across,
     PATCH_ROWS: tl.constexpr, PATCH_COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Where in the image the rows and columns of these patches are, and whether there is such a pixel.
-
-    # [ROWS, PATCHES, 1], [1, PATCHES, COLUMNS], [ROWS, PATCHES, COLUMNS]
-    """
+    """y [ROWS, PATCHES, 1] and x [1, PATCHES, COLUMNS], in the image, of these rows and columns of the patches; and
+    whether there is such a pixel [ROWS, PATCHES, COLUMNS]."""
     rows, columns, patches = rows[:, None, None], columns[None, None, :], patches[None, :, None]
     y = (patches // patches_across).to(tl.int64) * PATCH_ROWS + rows
     x = (patches % patches_across).to(tl.int64) * PATCH_COLUMNS + columns
     inside = (rows < PATCH_ROWS) & (patches < patches_in_image) & (columns < PATCH_COLUMNS)
     return y, x, inside
-
-
-@triton.jit
-def load_pixels(pointers, inside):
-    return tl.load(pointers, mask=inside, other=0).to(tl.float32)
 
 
 @triton.jit
@@ -59,18 +52,10 @@ def channel_factor(channel_scale, channels, images, SQUARED: tl.constexpr):
 
 
 @triton.jit
-def magnitude(difference, SQUARED: tl.constexpr):
-    return difference * difference if SQUARED else tl.abs(difference)
-
-
-@triton.jit
 def slope_of_magnitude(difference, SQUARED: tl.constexpr):
     """2d, or the sign of d: 0 where d is 0, NaN where it is NaN."""
-    if SQUARED:
-        slope = 2.0 * difference
-    else:
-        slope = tl.where(difference > 0, 1.0, tl.where(difference < 0, -1.0, difference))
-    return slope
+    sign = tl.where(difference > 0, 1.0, tl.where(difference < 0, -1.0, difference))
+    return 2.0 * difference if SQUARED else sign
 
 
 @triton.jit
@@ -105,8 +90,9 @@ def forward_kernel(
         inside_frames = inside & in_time[:, None, None, None]
         for plane in range(planes):
             factor = channel_factor(channel_scale, plane + columns % CHANNELS, frames, SQUARED)
-            difference = load_pixels(frames_at, inside_frames) - load_pixels(reference_at, inside)
-            total += magnitude(difference, SQUARED) * factor
+            r = tl.load(reference_at, mask=inside, other=0).to(tl.float32)
+            difference = tl.load(frames_at, mask=inside_frames, other=0).to(tl.float32) - r
+            total += (difference * difference if SQUARED else tl.abs(difference)) * factor
             frames_at += frames_plane
             reference_at += reference_plane
     mean = tl.sum(tl.sum(total, 3), 1) / (planes * PATCH_ROWS * PATCH_COLUMNS)  # [TIMES, PATCHES]
@@ -141,17 +127,18 @@ def backward_kernel(
 
     for channel in range(channels):
         factor = channel_factor(channel_scale, channel, frames, SQUARED) / pixels_in_patch
-        r = load_pixels(reference, inside)[None]
+        r = tl.load(reference, mask=inside, other=0).to(tl.float32)[None]
         total = tl.zeros([ROWS, PATCHES, COLUMNS], tl.float32)
         for first_time in range(0, time, TIMES):
             times = first_time + tl.arange(0, TIMES).to(tl.int64)
             in_time = times < time
             inside_grad = in_time[:, None] & (patches < patches_in_image)[None, :]
             inside_frames = in_time[:, None, None, None] & inside[None]
-            g = load_pixels(grad + times[:, None] * grad_t, inside_grad) * factor
-            difference = load_pixels(frames + times[:, None, None, None] * frames_t, inside_frames) - r
+            g = tl.load(grad + times[:, None] * grad_t, mask=inside_grad, other=0).to(tl.float32) * factor
+            times = times[:, None, None, None]
+            difference = tl.load(frames + times * frames_t, mask=inside_frames, other=0).to(tl.float32) - r
             d_x = g[:, None, :, None] * slope_of_magnitude(difference, SQUARED)
-            tl.store(d_frames + times[:, None, None, None] * d_t, d_x, mask=inside_frames)
+            tl.store(d_frames + times * d_t, d_x, mask=inside_frames)
             total += tl.sum(tl.where(inside_frames, d_x, 0.0), 0)
         tl.store(d_reference, -total, mask=inside)
         frames += frames_channel
@@ -177,10 +164,8 @@ def _channels_last(x: Tensor) -> Tensor:
 
 def _tile(time: int, rows: int, columns: int, patches: int) -> dict[str, int]:
     """The block of pixels that a program holds of patches of ``rows`` × ``columns``; its sides are powers of two."""
-    tile = {
-        "COLUMNS": triton.next_power_of_2(columns),
-        "TIMES": min(triton.next_power_of_2(max(time, 1)), MOST_TIMES),
-    }
+    times = min(triton.next_power_of_2(max(time, 1)), MOST_TIMES)
+    tile = {"TIMES": times, "COLUMNS": triton.next_power_of_2(columns)}
     for name, size in (("ROWS", rows), ("PATCHES", patches)):
         tile[name] = min(triton.next_power_of_2(size), max(1, TILE // math.prod(tile.values())))
     return tile
@@ -197,14 +182,12 @@ def forward(
         return out
     images = _with_time(frames)
     batch, time, channels = images.shape[:3]
-    frames_b, frames_t, frames_plane, frames_row, frames_column = images.stride()
+    strides = *images.stride(), *reference.stride()
     planes, interleaved = channels, 1
     if _is_channels_last(frames):
         reference = _channels_last(reference)
-        planes, interleaved, frames_column = 1, channels, 1
-    reference_b, reference_plane, reference_row, reference_column = reference.stride()
-    if interleaved > 1:
-        reference_column = 1
+        strides = *images.stride()[:4], 1, *reference.stride()[:3], 1
+        planes, interleaved = 1, channels
     tile = _tile(time, patch_size, patch_size * interleaved, patches)
     programs = triton.cdiv(time, tile["TIMES"]) * triton.cdiv(patches, tile["PATCHES"]) * batch
     launch(
@@ -218,14 +201,13 @@ def forward(
         planes,
         patches,
         patches_across,
-        *(frames_b, frames_t, frames_plane, frames_row, frames_column),
-        *(reference_b, reference_plane, reference_row, reference_column),
+        *strides,
         SQUARED=norm == "l2",
         CHANNELS=interleaved,
         PATCH_ROWS=patch_size,
         PATCH_COLUMNS=patch_size * interleaved,
         **tile,
-        num_warps=4,
+        num_warps=8,
     )
     return out
 
@@ -268,6 +250,6 @@ def backward(
         SQUARED=norm == "l2",
         PATCH_SIZE=patch_size,
         **tile,
-        num_warps=4,
+        num_warps=8,
     )
     return d_frames, d_reference

@@ -1,7 +1,7 @@
 """Patch-of-Interest top-k in Triton. Same functions and signatures as ``reference``, where the formulas stand.
 
-A score is ranked by an integer key of the same order. One program a row finds the k-th highest key bit by bit, then
-numbers the positions it keeps by prefix sums: no sort. The tokens move in a second kernel.
+A score is ranked by an integer key of the same order. One program a few rows finds the k-th highest key of each bit
+by bit, then numbers the positions that it keeps by prefix sums: no sort. The tokens move in a second kernel.
 """
 
 from __future__ import annotations
@@ -13,84 +13,73 @@ from torch import Tensor
 
 from .._triton import launch
 
-#: Scores that a program holds at a time: a row of as many is read once, a longer one once for every bit.
+#: Scores that a program holds while it looks for the k-th key: a row of as many is read once for that, a longer one
+#: once for every bit. Prefix sums want more registers, and go by smaller chunks.
 MOST_SCORES = 16384
+MOST_SCORES_NUMBERED = 4096
+#: Shorter rows share a program until it holds so many scores.
+FEW_SCORES = 512
 #: Elements of tokens that a program holds at a time, and the most of one token.
 TILE = 4096
 MOST_COLUMNS = 512
 
-#: Low bits that are the same in every fp32 made from a half, up to the sign.
+#: Low bits of an fp32 made from a half, which are all 0.
 IDLE_BITS = {torch.float32: 0, torch.bfloat16: 16, torch.float16: 13}
 
 
 @triton.jit
-def load_keys(scores, positions, length, stride_n, IDLE: tl.constexpr):
-    """Keys that rank as the scores do: NaN lowest, −0 as 0. Behind the end of the row they are 0, as for NaN."""
-    there = positions < length
-    bits = (
-        tl.load(scores + positions * stride_n, mask=there, other=0).to(tl.float32).to(tl.uint32, bitcast=True)
-    )
+def load_keys(scores, positions, stride_n, there, IDLE: tl.constexpr):
+    """Keys that rank as the scores do: NaN lowest, −0 as 0. Where there is no score they are 0, as for NaN."""
+    values = tl.load(scores + positions.to(tl.int64) * stride_n, mask=there, other=0)
+    bits = values.to(tl.float32).to(tl.uint32, bitcast=True)
     bits = tl.where(bits == 0x80000000, 0, bits)
     keys = tl.where(bits >= 0x80000000, bits ^ 0xFFFFFFFF, bits | 0x80000000)
-    is_nan = (bits & 0x7FFFFFFF) > 0x7F800000
-    return tl.where(there & (is_nan == 0), keys >> IDLE, 0)
-
-
-@triton.jit
-def count(chosen):
-    return tl.sum(chosen.to(tl.int32), 0)
-
-
-@triton.jit
-def highest_key_of_at_least(
-    k, scores, length, stride_n, IDLE: tl.constexpr, FITS: tl.constexpr, BLOCK: tl.constexpr
-):
-    """The highest key that at least k of the row reach."""
-    positions = tl.arange(0, BLOCK).to(tl.int64)
-    keys = load_keys(scores, positions, length, stride_n, IDLE)
-    highest = tl.full([], 0, tl.uint32)
-    bit = tl.full([], 1 << (31 - IDLE), tl.uint32)
-    for _ in range(32 - IDLE):
-        candidate = highest | bit
-        reached = count(keys >= candidate)
-        if not FITS:
-            for start in range(BLOCK, length, BLOCK):
-                reached += count(load_keys(scores, start + positions, length, stride_n, IDLE) >= candidate)
-        highest = tl.where(reached >= k, candidate, highest)
-        bit = bit >> 1
-    return highest
+    is_number = (bits & 0x7FFFFFFF) <= 0x7F800000
+    return tl.where(there & is_number, keys >> IDLE, 0)
 
 
 @triton.jit
 def topk_kernel(
-    scores, mask, indices, length, k, stride_b, stride_n,
-    IDLE: tl.constexpr, FITS: tl.constexpr, BLOCK: tl.constexpr,
+    scores, mask, indices, batch, length, k, stride_b, stride_n,
+    IDLE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
-    scores += row * stride_b
-    lowest_kept = highest_key_of_at_least(k, scores, length, stride_n, IDLE, FITS, BLOCK)
+    rows = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
+    in_batch = rows < batch
+    scores += rows * stride_b
+    first = tl.arange(0, BLOCK)[None, :]
+    first_keys = load_keys(scores, first, stride_n, in_batch & (first < length), IDLE)
 
-    above = tl.full([], 0, tl.int32)
-    for start in range(0, length, BLOCK):
-        positions = start + tl.arange(0, BLOCK).to(tl.int64)
-        above += count(load_keys(scores, positions, length, stride_n, IDLE) > lowest_kept)
-    ties_kept = k - above
+    # The k-th highest key is the highest that k keys reach. The last candidate to fail is one above it.
+    kth = tl.zeros([ROWS, 1], tl.uint32)
+    above = tl.zeros([ROWS, 1], tl.int32)
+    bit = tl.full([ROWS, 1], 1 << (31 - IDLE), tl.uint32)
+    for _ in range(32 - IDLE):
+        candidate = kth | bit
+        reached = tl.sum((first_keys >= candidate).to(tl.int32), 1, keep_dims=True)
+        for start in range(BLOCK, length, BLOCK):
+            positions = start + first
+            keys = load_keys(scores, positions, stride_n, in_batch & (positions < length), IDLE)
+            reached += tl.sum((keys >= candidate).to(tl.int32), 1, keep_dims=True)
+        is_enough = reached >= k
+        kth = tl.where(is_enough, candidate, kth)
+        above = tl.where(is_enough, above, reached)
+        bit = bit >> 1
 
-    kept_before = tl.full([], 0, tl.int32)
-    ties_before = tl.full([], 0, tl.int32)
-    for start in range(0, length, BLOCK):
-        positions = start + tl.arange(0, BLOCK).to(tl.int64)
-        keys = load_keys(scores, positions, length, stride_n, IDLE)
-        is_tie = (keys == lowest_kept).to(tl.int32)
-        tie_number = ties_before + tl.cumsum(is_tie, 0)
-        kept = (keys > lowest_kept) | ((is_tie != 0) & (tie_number <= ties_kept))
-        kept = kept & (positions < length)
-        slots = kept_before + tl.cumsum(kept.to(tl.int32), 0) - 1
-        tl.store(indices + row * k + slots, positions, mask=kept)
+    kept_before = tl.zeros([ROWS, 1], tl.int32)
+    ties_left = k - above
+    for start in range(0, length, CHUNK):
+        positions = start + tl.arange(0, CHUNK)[None, :]
+        there = in_batch & (positions < length)
+        keys = load_keys(scores, positions, stride_n, there, IDLE)
+        is_tie = (keys == kth).to(tl.int32)
+        kept = there & ((keys > kth) | ((is_tie != 0) & (tl.cumsum(is_tie, 1) <= ties_left)))
+        is_kept = kept.to(tl.int32)
+        slots = kept_before + tl.cumsum(is_kept, 1) - 1
+        tl.store(indices + rows * k + slots, positions.to(tl.int64), mask=kept)
         if mask is not None:
-            tl.store(mask + row * length + positions, kept, mask=positions < length)
-        kept_before += count(kept)
-        ties_before += tl.sum(is_tie, 0)
+            tl.store(mask + rows * length + positions, kept, mask=there)
+        kept_before += tl.sum(is_kept, 1, keep_dims=True)
+        ties_left -= tl.sum(is_tie, 1, keep_dims=True)
 
 
 @triton.jit
@@ -100,11 +89,10 @@ def slots_of(positions, indices, k, steps):
     high = low + k
     for _ in range(steps):
         middle = (low + high) // 2
-        below = tl.load(indices + middle, mask=low < high, other=0) < positions
-        low, high = (
-            tl.where((low < high) & below, middle + 1, low),
-            tl.where((low < high) & (below == 0), middle, high),
-        )
+        searching = low < high
+        below = searching & (tl.load(indices + middle, mask=searching, other=0) < positions)
+        high = tl.where(below, high, middle)
+        low = tl.where(below, middle + 1, low)
     return low, (low < k) & (tl.load(indices + low, mask=low < k, other=-1) == positions)
 
 
@@ -124,7 +112,7 @@ def gather_kernel(
     slots, width, tokens_b, tokens_n, tokens_d, scores_b, scores_n,
     TOKENS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """With a mask (B, N), out (B, N, D) holds the kept tokens in their places; without, out (B, k, D) holds no other."""
+    """out is (B, N, D) with a mask (B, N), and (B, k, D), of the kept tokens alone, without."""
     blocks = tl.cdiv(slots, TOKENS)
     row = (tl.program_id(0) // blocks).to(tl.int64)
     slot = (tl.program_id(0) % blocks) * TOKENS + tl.arange(0, TOKENS).to(tl.int64)
@@ -183,19 +171,22 @@ def _topk(scores: Tensor, k: int, mask: Tensor | None) -> Tensor:
     batch, length = scores.shape
     indices = scores.new_empty((batch, k), dtype=torch.int64)
     block = min(triton.next_power_of_2(max(length, 1)), MOST_SCORES)
+    rows = min(triton.next_power_of_2(max(batch, 1)), max(1, FEW_SCORES // block))
     launch(
         topk_kernel,
-        (batch if length else 0,),
+        (triton.cdiv(batch, rows) if length else 0,),
         scores,
         mask,
         indices,
+        batch,
         length,
         k,
         *scores.stride(),
         IDLE=IDLE_BITS[scores.dtype],
-        FITS=length <= block,
+        ROWS=rows,
         BLOCK=block,
-        num_warps=min(max(block // 512, 1), 16),
+        CHUNK=min(block, MOST_SCORES_NUMBERED),
+        num_warps=min(max(block // 256, 1), 16),
     )
     return indices
 
@@ -230,7 +221,7 @@ def _gather(tokens: Tensor, scores: Tensor, weighted: bool, mask: Tensor | None,
         *tokens.stride(),
         *scores.stride(),
         **tile,
-        num_warps=4,
+        num_warps=8,
     )
     return out
 
@@ -273,7 +264,7 @@ def _backward(
         *scores.stride(),
         IN_PLACE=in_place,
         **tile,
-        num_warps=4,
+        num_warps=8,
     )
     return d_tokens, d_scores
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from .._triton import launch
 
 #: Pixels that a program holds at a time.
-TILE = 4096
+TILE = 2048
 
 
 @triton.jit
@@ -38,9 +38,8 @@ def patches_of(
     y = (patches // patches_across).to(tl.int64) * PATCH_SIZE + rows
     x = (patches % patches_across).to(tl.int64) * PATCH_SIZE + columns
     in_image = patches < patches_in_image
-    is_swapped = (
-        tl.load(swap + batch * swap_b + patches.to(tl.int64) * swap_patch, mask=in_image, other=0) != 0
-    )
+    swap += batch * swap_b + patches.to(tl.int64) * swap_patch
+    is_swapped = tl.load(swap, mask=in_image, other=0) != 0
     inside = in_image & (rows < PATCH_SIZE) & (columns < PATCH_SIZE)
     return batch, y, x, inside & (is_swapped == 0), inside & is_swapped
 
@@ -112,28 +111,8 @@ def _tile(patch_size: int, patches: int) -> dict[str, int]:
     return tile
 
 
-def _launch(kernel: triton.JITFunction, image: Tensor, patch_size: int, *arguments: object) -> None:
-    """Launch ``kernel`` over the patches of ``image``; its sizes are put between the tensors and the strides."""
-    batch, channels, height, width = image.shape
-    patches_across = width // patch_size
-    patches = height // patch_size * patches_across
-    if image.numel() == 0:
-        return
-    tile = _tile(patch_size, patches)
-    programs = triton.cdiv(patch_size, tile["ROWS"]) * triton.cdiv(patches, tile["PATCHES"]) * batch
-    tensors = [x for x in arguments if x is None or isinstance(x, Tensor)]
-    launch(
-        kernel,
-        (programs,),
-        *tensors,
-        channels,
-        patches,
-        patches_across,
-        *arguments[len(tensors) :],
-        PATCH_SIZE=patch_size,
-        **tile,
-        num_warps=8,
-    )
+def _programs(batch: int, patch_size: int, patches: int, tile: dict[str, int]) -> int:
+    return batch * triton.cdiv(patch_size, tile["ROWS"]) * triton.cdiv(patches, tile["PATCHES"])
 
 
 def _contiguous(x: Tensor | None) -> Tensor | None:
@@ -151,9 +130,31 @@ def forward(
 ) -> Tensor:
     """(B, C, H, W), contiguous."""
     out = frame.new_empty(frame.shape, dtype=dtype)
-    tensors = frame, other, swap, _contiguous(mean), _contiguous(std), out
-    strides = *frame.stride(), *other.stride(), *swap.stride(), *out.stride()[:3]
-    _launch(forward_kernel, frame, patch_size, *tensors, *strides)
+    if out.numel() == 0:
+        return out
+    batch, channels, _, width = frame.shape
+    patches = swap.shape[1]
+    tile = _tile(patch_size, patches)
+    launch(
+        forward_kernel,
+        (_programs(batch, patch_size, patches, tile),),
+        frame,
+        other,
+        swap,
+        _contiguous(mean),
+        _contiguous(std),
+        out,
+        channels,
+        patches,
+        width // patch_size,
+        *frame.stride(),
+        *other.stride(),
+        *swap.stride(),
+        *out.stride()[:3],
+        PATCH_SIZE=patch_size,
+        **tile,
+        num_warps=8,
+    )
     return out
 
 
@@ -162,7 +163,27 @@ def backward(
 ) -> tuple[Tensor, Tensor]:
     """(d_frame, d_other), contiguous, in ``dtype``."""
     d_frame, d_other = (grad.new_empty(grad.shape, dtype=dtype) for _ in range(2))
-    tensors = grad, swap, _contiguous(std), d_frame, d_other
-    strides = *grad.stride(), *swap.stride(), *d_frame.stride()[:3]
-    _launch(backward_kernel, grad, patch_size, *tensors, *strides)
+    if grad.numel() == 0:
+        return d_frame, d_other
+    batch, channels, _, width = grad.shape
+    patches = swap.shape[1]
+    tile = _tile(patch_size, patches)
+    launch(
+        backward_kernel,
+        (_programs(batch, patch_size, patches, tile),),
+        grad,
+        swap,
+        _contiguous(std),
+        d_frame,
+        d_other,
+        channels,
+        patches,
+        width // patch_size,
+        *grad.stride(),
+        *swap.stride(),
+        *d_frame.stride()[:3],
+        PATCH_SIZE=patch_size,
+        **tile,
+        num_warps=8,
+    )
     return d_frame, d_other
