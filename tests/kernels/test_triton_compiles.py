@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -20,26 +21,42 @@ TENSOR_CORES = {
 }
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-@pytest.mark.parametrize("target", TENSOR_CORES)
-@pytest.mark.parametrize("operator", OPERATORS)
-def test_kernels_fit_the_chip(operator, target):
+def dtypes_of(operator, target):
     dtypes = ["bfloat16"]
     if operator in ("frame_difference", "swap_patches"):
         dtypes.append("uint8")
     if target in ("sm_86", "sm_90"):
         dtypes.append("float32")
+    return dtypes
+
+
+def compile_kernels(operator, target):
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     script = Path(__file__).with_name("compile_triton.py")
-    result = subprocess.run(
-        [sys.executable, str(script), operator, target, *dtypes],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
+    command = [sys.executable, str(script), operator, target, *dtypes_of(operator, target)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def results(request):
+    """What will come of compiling, by operator and target: all that the tests here ask for, side by side."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        wanted = [item.callspec.params for item in request.session.items if item.module is request.module]
+        yield {
+            (x["operator"], x["target"]): pool.submit(compile_kernels, x["operator"], x["target"])
+            for x in wanted
+        }
+        pool.shutdown(cancel_futures=True)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+@pytest.mark.parametrize("target", TENSOR_CORES)
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_kernels_fit_the_chip(operator, target, results):
+    result = results[operator, target].result()
     assert result.returncode == 0, result.stderr
     kernels = json.loads(result.stdout)
-    assert {kernel["dtype"] for kernel in kernels} == set(dtypes)
+    assert {kernel["dtype"] for kernel in kernels} == set(dtypes_of(operator, target))
     for kernel in kernels:
         assert kernel["spilled"] == 0, kernel
         assert kernel["shared"] <= kernel["limit"], kernel
