@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(BLOCK_THREADS, 2) forward_kernel(const Forward
     if (column < end) {
       float total[TIME][V] = {};
       add_rows<SQUARED, T, V, TIME>(p, b, t0, strip, static_cast<int>(column), total);
-if (p.channels > 1) {
+      if (p.channels > 1) {
         int channel = static_cast<int>(column) % static_cast<int>(p.channels);
 #pragma unroll
         for (int e = 0; e < V; ++e) {
