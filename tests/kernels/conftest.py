@@ -12,10 +12,11 @@ if emulated.why_not() is None:
 
 
 @pytest.fixture(autouse=True)
-def _skip_dtypes_that_an_implementation_does_not_compute_in(request):
+def _skip_what_an_implementation_cannot_serve(request):
     parameters = getattr(getattr(request.node, "callspec", None), "params", {})
     ops = getattr(request.module, "ops", None)
-    if ops and "target" in parameters and "dtype" in parameters:
-        impl, _ = parameters["target"]
-        if not harness.computes_in(ops, impl, parameters["dtype"]):
-            pytest.skip(f"{impl} has no kernel for {parameters['dtype']}")
+    if ops and "target" in parameters:
+        impl, device = parameters["target"]
+        why = harness.cannot(ops, impl, device, *([parameters["dtype"]] if "dtype" in parameters else []))
+        if why is not None:
+            pytest.skip(f"{impl} {why}")

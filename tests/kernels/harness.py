@@ -28,30 +28,25 @@ def targets(ops) -> list:
     for impl in ops.IMPLEMENTATIONS:
         for device in ("cpu",) if impl == "emulated" else ("cpu", "cuda"):
             marks = [pytest.mark.gpu] if device == "cuda" else []
-            if impl == "triton" and device == "cpu":
-                reason = ops.IMPLEMENTATIONS[impl].why_not(torch.device("cpu"))
-                marks = [pytest.mark.skipif(reason is not None, reason=f"triton {reason}")]
             result.append(pytest.param((impl, device), id=f"{impl}-{device}", marks=marks))
     return result
 
 
 def on_cpu(ops) -> list[str]:
     """The implementations that take CPU tensors here."""
-    return [
-        impl
-        for impl in ops.IMPLEMENTATIONS
-        if why_not(ops.IMPLEMENTATIONS, impl, torch.device("cpu")) is None
-    ]
+    return [impl for impl in ops.IMPLEMENTATIONS if cannot(ops, impl, "cpu") is None]
 
 
-def computes_in(ops, impl: str, dtype: torch.dtype) -> bool:
-    """Whether ``impl`` has kernels for ``dtype``; impl=None takes another one where it has none."""
-    return dtype in getattr(ops.IMPLEMENTATIONS[impl], "DTYPES", (dtype,))
+def cannot(ops, impl: str, device: str, *dtypes: torch.dtype) -> str | None:
+    """Why ``impl`` serves no call on this machine's ``device`` with ``dtypes``; impl=None takes another one then."""
+    if device == "cuda" and not torch.cuda.is_available():
+        return "needs a CUDA device"
+    return why_not(ops.IMPLEMENTATIONS, impl, torch.device(device), dtypes)
 
 
-def a_dtype(ops, impl: str) -> torch.dtype:
+def a_dtype(ops, impl: str, device: str) -> torch.dtype:
     """fp32, or fp16 where ``impl`` computes in halves alone."""
-    return torch.float32 if computes_in(ops, impl, torch.float32) else torch.float16
+    return torch.float32 if cannot(ops, impl, device, torch.float32) is None else torch.float16
 
 
 def in_layout(x: Tensor, layout: str) -> Tensor:
