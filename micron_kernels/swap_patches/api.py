@@ -37,7 +37,8 @@ def swap_patches(
         swap: (B, N) bool with N = (H/P)·(W/P) patches row by row.
         patch_size: P, the side of a patch in pixels; divides H and W.
         mean: C numbers, constants, in units of [0, 1] for uint8; 0 by default.
-        std: C numbers, constants, none of them 0; 1 by default.
+        std: C numbers, constants, none of them 0; 1 by default. Numbers that are no tensor are copied to the
+            device at each call: a CUDA graph captures tensors alone.
         dtype: floating dtype of the result; by default that of ``frame``, fp32 for uint8.
         impl: ``"reference"``, ``"native"``, ``"triton"``, or None for the fastest that is available.
 
