@@ -135,11 +135,12 @@ def test_positions_outside_are_refused_by_the_kernel_itself():
 )
 def test_every_cuda_kernel_is_registered():
     csrc = Path(__file__).parents[2] / "csrc"
+    if not csrc.exists():
+        pytest.skip("the source is not at hand")
     operators = set(re.findall(r'm\.def\(\s*"(\w+)\(', (csrc / "schemas.h").read_text()))
     expected = set()
     for source in csrc.glob("*/cuda.cu"):
-        on_cpu = source.with_name("cpu.cpp").read_text()
-        expected |= set(re.findall(r'm\.impl\("(\w+)"', on_cpu))
+        expected |= set(re.findall(r'm\.impl\("(\w+)"', source.read_text()))
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
     assert expected
     assert {x for x in operators if has_kernel(f"micron_native::{x}", "CUDA")} == expected
