@@ -15,10 +15,10 @@ ALIGNMENT = 16  # bytes: of what the copy engine reads
 
 
 def _aligned(x: Tensor) -> Tensor:
-    """``x`` with rows that start at multiples of 16 bytes: itself, or a copy, widened with zeros if need be."""
+    """``x`` with rows that start at multiples of 16 bytes and no stride of 0: itself, or a copy, wider if need be."""
     elements = ALIGNMENT // x.itemsize
     width = x.shape[3]
-    strides = all(stride % elements == 0 for stride, size in zip(x.stride()[:3], x.shape, strict=False))
+    strides = all(stride > 0 and stride % elements == 0 for stride in x.stride()[:3])
     if width and width % elements == 0 and x.stride(3) == 1 and strides and x.data_ptr() % ALIGNMENT == 0:
         return x
     wide = x.new_zeros((*x.shape[:3], max(elements, -(-width // elements) * elements)))
