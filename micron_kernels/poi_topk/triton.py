@@ -11,7 +11,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .._implementation import interpreted
 from .._triton import launch
+
+#: The interpreter loses subnormal numbers of bf16 on the way to fp32.
+INTERPRETED = tl.constexpr(interpreted())
 
 #: Scores that a program holds while it looks for the k-th key: a row of as many is read once for that, a longer one
 #: once for every bit. Prefix sums want more registers, and go by smaller chunks.
@@ -31,7 +35,10 @@ IDLE_BITS = {torch.float32: 0, torch.bfloat16: 16, torch.float16: 13}
 def load_keys(scores, positions, stride_n, there, IDLE: tl.constexpr):
     """Keys that rank as the scores do: NaN lowest, −0 as 0. Where there is no score they are 0, as for NaN."""
     values = tl.load(scores + positions.to(tl.int64) * stride_n, mask=there, other=0)
-    bits = values.to(tl.float32).to(tl.uint32, bitcast=True)
+    if INTERPRETED and values.dtype == tl.bfloat16:
+        bits = values.to(tl.uint16, bitcast=True).to(tl.uint32) << 16
+    else:
+        bits = values.to(tl.float32).to(tl.uint32, bitcast=True)
     bits = tl.where(bits == 0x80000000, 0, bits)
     keys = tl.where(bits >= 0x80000000, bits ^ 0xFFFFFFFF, bits | 0x80000000)
     is_number = (bits & 0x7FFFFFFF) <= 0x7F800000

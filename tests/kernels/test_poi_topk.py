@@ -69,6 +69,16 @@ def test_nan_ranks_below_minus_infinity(target):
         assert topk_mask(scores, k, impl=impl)[1].tolist() == [expected]
 
 
+@target
+@pytest.mark.parametrize("dtype", harness.DTYPES, ids=str)
+def test_subnormal_numbers_are_above_zero(target, dtype):
+    impl, device = target
+    tiny = torch.finfo(dtype).smallest_normal / 2
+    scores = torch.tensor([[0.0, tiny, -tiny, -0.0, 2 * tiny]], dtype=torch.float64, device=device).to(dtype)
+    for k, expected in ((1, [4]), (2, [1, 4]), (3, [0, 1, 4]), (4, [0, 1, 3, 4])):
+        assert topk_mask(scores, k, impl=impl)[1].tolist() == [expected]
+
+
 @settings(max_examples=60)
 @given(
     rows=st.integers(1, 40).flatmap(
