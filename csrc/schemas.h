@@ -13,8 +13,8 @@ void define_operators(Library& m) {
       "Tensor(d!) row_sum) -> ()");
   m.def(
       "diagonal_attention_backward(Tensor? grad_out, Tensor? grad_weights, Tensor query, Tensor key, Tensor value, "
-      "float scale, Tensor? row_weight, Tensor? rows, Tensor? key_mask, Tensor row_max, Tensor row_sum, Tensor(a!) d_query, "
-      "Tensor(b!) d_key, Tensor(c!) d_value, Tensor(d!)? d_weight) -> ()");
+      "float scale, Tensor? row_weight, Tensor? rows, Tensor? key_mask, Tensor row_max, Tensor row_sum, "
+      "Tensor(a!) d_query, Tensor(b!) d_key, Tensor(c!) d_value, Tensor(d!)? d_weight) -> ()");
   // On CUDA the backward is three kernels; what one position is to another is prepared in Python.
   m.def(
       "diagonal_attention_row_gradients(Tensor? grad_out, Tensor? grad_weights, Tensor value, Tensor? row_weight, "

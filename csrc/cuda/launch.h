@@ -62,7 +62,8 @@ class Device {
 #endif
 
   template <class... Parameters, class... Arguments>
-  void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared, const Arguments&... arguments) const {
+  void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared,
+              const Arguments&... arguments) const {
 #ifdef MICRON_EMULATED
     emulator::launch(grid, block, shared, [&] { kernel(arguments...); });
 #else

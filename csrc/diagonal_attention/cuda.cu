@@ -70,7 +70,7 @@ T* statistics(const char* name, const Tensor& x, const Shape& shape, int count) 
 }
 
 Slots slots_of(const OptionalTensor& first, const OptionalTensor& order, const Shape& shape) {
-  STD_TORCH_CHECK(first.has_value() == (shape.rows != nullptr || order.has_value()), "rows, first and order go together");
+  STD_TORCH_CHECK(first.has_value() == order.has_value(), "first_slot and slot_order go together");
   return {contiguous_data<const int64_t>("first_slot", first, ScalarType::Long, {shape.batch, shape.length + 1}),
           contiguous_data<const int64_t>("slot_order", order, ScalarType::Long, {shape.batch, shape.computed})};
 }
@@ -91,7 +91,8 @@ void forward(const Tensor& query, const Tensor& key, const Tensor& value, double
     p.value = rows_of<T>("value", value, query, shape.length);
     p.key_map = map_of<T>(key, FORWARD_KEYS);
     set_weight(p, row_weight);
-    p.out = contiguous_data<T>("out", out, query.scalar_type(), {shape.batch, shape.heads, shape.computed, value.size(3)});
+    p.out = contiguous_data<T>("out", out, query.scalar_type(),
+                               {shape.batch, shape.heads, shape.computed, value.size(3)});
     p.weights = statistics("weights", weights, shape, shape.computed);
     p.row_max = statistics("row_max", row_max, shape, shape.computed);
     p.row_sum = statistics("row_sum", row_sum, shape, shape.computed);
@@ -104,9 +105,9 @@ void forward(const Tensor& query, const Tensor& key, const Tensor& value, double
 
 void row_gradients(const OptionalTensor& grad_out, const OptionalTensor& grad_weights, const Tensor& value,
                    const OptionalTensor& row_weight, const OptionalTensor& key_mask, const Tensor& weights,
-                   const Tensor& row_sum, const OptionalTensor& first_slot, const OptionalTensor& slot_order, const Tensor& slot_f,
-                   const Tensor& slot_c, const Tensor& position_f, const Tensor& position_c, const Tensor& d_value,
-                   const OptionalTensor& d_weight) {
+                   const Tensor& row_sum, const OptionalTensor& first_slot, const OptionalTensor& slot_order,
+                   const Tensor& slot_f, const Tensor& slot_c, const Tensor& position_f, const Tensor& position_c,
+                   const Tensor& d_value, const OptionalTensor& d_weight) {
   Shape shape = shape_of(value, 1, std::nullopt, key_mask);
   if (slot_order) shape.computed = static_cast<int>(slot_order->size(1));
   const int64_t count = int64_t{shape.batch} * shape.heads * shape.length;

@@ -145,7 +145,8 @@ __device__ float derivative(float d) {
 }
 
 template <bool SQUARED, class T, int V>
-__global__ void __launch_bounds__(BLOCK_THREADS, 2) backward_kernel(const Backward p, int strips, int across, int down) {
+__global__ void __launch_bounds__(BLOCK_THREADS, 2)
+    backward_kernel(const Backward p, int strips, int across, int down) {
   unsigned block = blockIdx.x;
   const int64_t column = static_cast<int64_t>(block % across * blockDim.x + threadIdx.x) * V;
   block /= across;
