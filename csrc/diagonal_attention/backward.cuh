@@ -1,5 +1,5 @@
 // Backward: first what belongs to one row, then two passes for Hopper that make the scores again. The formulas, and
-// f and c, are those of micron_kernels/diagonal_attention/triton.py.
+// f and c, are those of micron_kernels/diagonal_attention/triton_kernels.py.
 #pragma once
 
 #include "device.cuh"
