@@ -75,7 +75,10 @@ def backward(
     row_max: Tensor,
     row_sum: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(dQ, dK, dV, dw), each of the shape and dtype of its input; dw is empty without a row_weight."""
+    """(dQ, dK, dV, dw), each of the shape and dtype of its input; dw is empty without a row_weight.
+
+    On a CPU the kernel makes ``weights`` again, with the other scores of the row.
+    """
     if query.is_cuda:
         return on_cuda.backward(
             grad_out,
