@@ -2,6 +2,7 @@
 
 from .frames import Clip, FrameError, Problem, find_clips, read_image
 from .pairs import FramePairs
+from .shards import ShardPairs, are_shards, find_shards
 from .synthetic import SyntheticClip, synthetic_clips
 
 __all__ = [
@@ -9,8 +10,11 @@ __all__ = [
     "FrameError",
     "FramePairs",
     "Problem",
+    "ShardPairs",
     "SyntheticClip",
+    "are_shards",
     "find_clips",
+    "find_shards",
     "read_image",
     "synthetic_clips",
 ]

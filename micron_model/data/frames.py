@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -15,8 +15,19 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 VIDEO_SUFFIXES = {".mp4", ".avi", ".mov", ".mkv", ".m4v"}
 
 
+#: Frames beyond a run that are tried before a video is taken to have ended.
+_DAMAGED_IN_A_ROW = 8
+
+
 class FrameError(ValueError):
-    """A frame, image or video that cannot be read; the message names the file and the reason."""
+    """A frame, image or video that cannot be read; the message names the file and the reason.
+
+    ``path`` is the file, where the message begins with it.
+    """
+
+    def __init__(self, message: str, path: str | Path | None = None):
+        super().__init__(message)
+        self.path = None if path is None else str(path)
 
 
 class Problem(NamedTuple):
@@ -50,6 +61,22 @@ def _square(image: np.ndarray, size: int | None) -> np.ndarray:
     return np.ascontiguousarray(image[:, :, ::-1].transpose(2, 0, 1))
 
 
+def decode_image(data: bytes | np.ndarray, size: int | None = None) -> np.ndarray:
+    """The bytes of an image file as uint8 (3, S, S), RGB: its central square, resized to ``size`` if given.
+
+    Raises FrameError, whose message is the reason alone.
+    """
+    if not len(data):
+        raise FrameError("is empty (0 bytes)")
+    try:
+        image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error:  # a header that states a size beyond what OpenCV takes
+        image = None
+    if image is None:
+        raise FrameError(f"is not an image that can be decoded ({len(data)} bytes)")
+    return _square(image, size)
+
+
 def read_image(path: str | Path, size: int | None = None) -> np.ndarray:
     """An image file as uint8 (3, S, S), RGB: its central square, resized to ``size`` if given.
 
@@ -58,13 +85,13 @@ def read_image(path: str | Path, size: int | None = None) -> np.ndarray:
     """
     path = Path(path)
     if not path.is_file():
-        raise FrameError(f"{path}: no such file")
-    data = np.fromfile(path, dtype=np.uint8)
-    image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
-    if image is None:
-        reason = "is empty" if not data.size else "is not an image that can be decoded"
-        raise FrameError(f"{path}: {reason} ({data.size} bytes)")
-    return _square(image, size)
+        raise FrameError(f"{path}: no such file", path)
+    try:
+        return decode_image(path.read_bytes(), size)
+    except OSError as error:
+        raise FrameError(f"{path}: {error.strerror}", path) from None
+    except FrameError as error:
+        raise FrameError(f"{path}: {error}", path) from None
 
 
 def frame_number(path: Path) -> tuple[int, str]:
@@ -90,6 +117,22 @@ class ImageFolderClip:
 
     def read(self, indices: Sequence[int], size: int) -> np.ndarray:
         return np.stack([read_image(self.paths[i], size) for i in indices])
+
+    def decode(self, start: int, stop: int, size: int) -> Iterator[tuple[int, np.ndarray | Problem]]:
+        """Frames ``start`` to ``stop`` - 1 as uint8 (3, size, size), RGB; in place of one that cannot be read, why."""
+        for i in range(start, stop):
+            try:
+                yield i, read_image(self.paths[i], size)
+            except FrameError as error:
+                yield i, Problem(str(self.paths[i]), str(error).removeprefix(f"{self.paths[i]}: "))
+
+
+def _damaged(frame: int) -> str:
+    return f"frame {frame} cannot be decoded"
+
+
+def _ends_early(length: int) -> str:
+    return f"ends before the {length} frames it states"
 
 
 @dataclass(frozen=True)
@@ -139,9 +182,42 @@ class VideoClip:
                 ok, image = video.read()
                 position += 1
                 if not ok:
-                    raise FrameError(f"{self.path}: ends before frame {index} of the {self.length} it states")
+                    # The same words for each frame past the end, so that they are said once.
+                    ended = not any(video.read()[0] for _ in range(_DAMAGED_IN_A_ROW))
+                    reason = _ends_early(self.length) if ended else _damaged(index)
+                    raise FrameError(f"{self.path}: {reason}", self.path)
                 frames[index] = _square(image, size)
             return np.stack([frames[i] for i in indices])
+        finally:
+            video.release()
+
+    def decode(self, start: int, stop: int, size: int) -> Iterator[tuple[int, np.ndarray | Problem]]:
+        """Frames ``start`` to ``stop`` - 1 as uint8 (3, size, size), RGB; in place of one that cannot be read, why.
+
+        The video is read once, forward. Where it ends early, its last item is that problem.
+        """
+        video = cv2.VideoCapture(str(self.path))
+        try:
+            if start:
+                video.set(cv2.CAP_PROP_POS_FRAMES, start)
+                while video.get(cv2.CAP_PROP_POS_FRAMES) < start and video.grab():
+                    pass  # a seek may stop short
+            failed: list[int] = []  # damaged, if any frame comes after them; past the end, if none does
+            for i in range(start, min(stop + _DAMAGED_IN_A_ROW, self.length)):
+                if i >= stop and not failed:
+                    return
+                ok, image = video.read()
+                if not ok:
+                    failed.append(i)
+                    continue
+                for damaged in failed:
+                    if damaged < stop:
+                        yield damaged, Problem(str(self.path), _damaged(damaged))
+                failed = []
+                if i < stop:
+                    yield i, _square(image, size)
+            if failed:
+                yield failed[0], Problem(str(self.path), _ends_early(self.length))
         finally:
             video.release()
 

@@ -17,6 +17,24 @@ def longest_delta(delta: tuple[float, float], fps: float, delta_fps: float = 30.
     return max(1, round(delta[1] * fps / delta_fps))
 
 
+def check_delta(delta: tuple[float, float]) -> None:
+    """Raises ValueError for a range of δ that is none."""
+    if not 0 < delta[0] <= delta[1]:
+        raise ValueError(f"delta={delta}; it must be a range of positive numbers of frames, low to high")
+
+
+def draw_delta(
+    rng: np.random.Generator, fps: float, longest: int, delta: tuple[float, float], delta_fps: float
+) -> int:
+    """δ in frames of a clip at ``fps``, uniform over the range ``delta`` meant at ``delta_fps``.
+
+    ``longest`` is the widest δ that the clip has room for: a clip that is too short gives its widest pair.
+    """
+    low = max(1, round(delta[0] * fps / delta_fps))
+    high = longest_delta(delta, fps, delta_fps)
+    return int(rng.integers(min(low, longest), min(high, longest) + 1))
+
+
 class FramePairs(Dataset):
     """Frames (t, t+δ) of one clip, drawn at random but fixed by (seed, index).
 
@@ -44,8 +62,7 @@ class FramePairs(Dataset):
     ):
         if not clips:
             raise ValueError("clips is empty; there is nothing to draw pairs from")
-        if not 0 < delta[0] <= delta[1]:
-            raise ValueError(f"delta={delta}; it must be a range of positive numbers of frames, low to high")
+        check_delta(delta)
         self.clips, self.size, self.seed = clips, size, seed
         self.delta, self.delta_fps, self.flip = delta, delta_fps, flip
 
@@ -55,10 +72,7 @@ class FramePairs(Dataset):
     def _draw(self, index: int, attempt: int) -> tuple[Clip, int, int, bool]:
         rng = np.random.default_rng((self.seed, index, attempt))
         clip = self.clips[int(rng.integers(len(self.clips)))]
-        low = max(1, round(self.delta[0] * clip.fps / self.delta_fps))
-        high = longest_delta(self.delta, clip.fps, self.delta_fps)
-        longest = len(clip) - 1  # a clip that is too short for δ gives its widest pair
-        delta = int(rng.integers(min(low, longest), min(high, longest) + 1))
+        delta = draw_delta(rng, clip.fps, len(clip) - 1, self.delta, self.delta_fps)
         t = int(rng.integers(len(clip) - delta))
         return clip, t, delta, self.flip and bool(rng.integers(2))
 
@@ -73,19 +87,26 @@ class FramePairs(Dataset):
             try:
                 pair = clip.read([t, t + delta], self.size)
             except FrameError as error:
-                problems.append(Problem(clip.name, str(error)))
+                path = error.path or clip.name
+                problems.append(Problem(path, str(error).removeprefix(f"{path}: ")))
                 continue
             if flipped:
                 pair = pair[..., ::-1].copy()
             frames, later = torch.from_numpy(pair)
             source = f"{clip.name} frames {t} and {t + delta}"
             return {"frames": frames, "later": later, "source": source, "problems": problems}
-        raise FrameError(f"16 pairs in a row could not be read; the last: {problems[-1].reason}")
+        raise FrameError(
+            f"16 pairs in a row could not be read; the last: {problems[-1].path}: {problems[-1].reason}"
+        )
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Samples of :class:`FramePairs` as a batch: tensors stacked, sources and problems listed."""
-    return {
+    """Samples of :class:`FramePairs` or ``ShardPairs`` as a batch: tensors stacked, sources and problems listed.
+
+    ``consumer`` and ``position`` are those of the last sample, where samples have them.
+    """
+    place = {name: samples[-1][name] for name in ("consumer", "position") if name in samples[-1]}
+    return place | {
         "frames": torch.stack([s["frames"] for s in samples]),
         "later": torch.stack([s["later"] for s in samples]),
         "sources": [s["source"] for s in samples],
