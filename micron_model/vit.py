@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import MicronBERTConfig
+from .onednn import Linear, attention, linear
 
 
 def sincos_positions(width: int, grid: int) -> Tensor:
@@ -58,23 +59,38 @@ class Attention(nn.Module):
     def __init__(self, width: int, num_heads: int):
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.proj = Linear(width, width)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(output (B, N, D), attention of the first token to all tokens (B, N), mean over heads)."""
-        q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # [B, H, N, D/H]
-        out = F.scaled_dot_product_attention(q, k, v)
-        # One row per head: what Patch of Interest needs of the N×N map.
-        first = (q[:, :, :1] @ k.transpose(-2, -1)).squeeze(2) * k.shape[-1] ** -0.5
-        return self.proj(out.transpose(1, 2).flatten(2)), at_least_fp32(first).softmax(-1).mean(1)
+    def forward(self, x: Tensor) -> Tensor:
+        return self.with_scores(x, wanted=False)[0]
+
+    def with_scores(self, x: Tensor, wanted: bool = True) -> tuple[Tensor, Tensor | None]:
+        """(output (B, N, D), attention of the first token to all tokens (B, N), mean over heads, if wanted)."""
+        qkv = self.qkv(x).unflatten(2, (3, self.num_heads, -1))
+        scores = None
+        if wanted:  # one row per head: what Patch of Interest needs of the N×N map
+            query, key = qkv[:, 0, 0], qkv[:, :, 1]  # [B, H, D/H], [B, N, H, D/H]
+            first = torch.einsum("bhe,bnhe->bhn", query, key) * key.shape[-1] ** -0.5
+            scores = at_least_fp32(first).softmax(-1).mean(1)
+        return self.proj(attention(qkv)), scores
+
+    def of_first(self, x: Tensor) -> Tensor:
+        """The output (B, 1, D) of :meth:`forward` for the first token alone."""
+        width = x.shape[2]
+        weight, bias = self.qkv.weight, self.qkv.bias
+        query = linear(x[:, :1], weight[:width], bias[:width]).unflatten(2, (self.num_heads, -1))
+        kv = linear(x, weight[width:], bias[width:]).unflatten(2, (2, self.num_heads, -1))
+        key, value = kv.permute(2, 0, 3, 1, 4)
+        out = F.scaled_dot_product_attention(query.transpose(1, 2), key, value)
+        return self.proj(out.transpose(1, 2).flatten(2))
 
 
 class MLP(nn.Module):
     def __init__(self, width: int, hidden: int):
         super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
+        self.fc1 = Linear(width, hidden)
+        self.fc2 = Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x)))
@@ -90,11 +106,19 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=eps)
         self.mlp = MLP(width, int(width * mlp_ratio))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(tokens (B, N, D), attention of the first token (B, N))."""
-        attended, first = self.attn(self.norm1(x))
+    def forward(self, x: Tensor) -> Tensor:
+        return self.with_scores(x, wanted=False)[0]
+
+    def with_scores(self, x: Tensor, wanted: bool = True) -> tuple[Tensor, Tensor | None]:
+        """(tokens (B, N, D), attention of the first token (B, N), if wanted)."""
+        attended, scores = self.attn.with_scores(self.norm1(x), wanted)
         x = x + attended
-        return x + self.mlp(self.norm2(x)), first
+        return x + self.mlp(self.norm2(x)), scores
+
+    def of_first(self, x: Tensor) -> Tensor:
+        """The tokens (B, 1, D) of :meth:`forward` that the first token becomes."""
+        first = x[:, :1] + self.attn.of_first(self.norm1(x))
+        return first + self.mlp(self.norm2(first))
 
 
 def _initialize(module: nn.Module) -> None:
@@ -116,7 +140,7 @@ class Encoder(nn.Module):
         super().__init__()
         width, eps = config.width, config.layer_norm_eps
         self.patch_size = config.patch_size
-        self.patch_embed = nn.Linear(3 * config.patch_size**2, width)
+        self.patch_embed = Linear(3 * config.patch_size**2, width)
         self.contextual = nn.Parameter(torch.empty(1, 1, width))
         self.register_buffer("positions", sincos_positions(width, config.grid), persistent=False)
         self.blocks = nn.ModuleList(
@@ -126,20 +150,29 @@ class Encoder(nn.Module):
         self.apply(_initialize)
         nn.init.normal_(self.contextual, std=0.02)
 
-    def forward(self, frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, frames: Tensor, contextual_only: bool = False
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Encode normalised frames (B, 3, H, W).
 
         Returns (contextual (B, D), patches (B, N, D), scores (B, N)): scores are the attention of the
-        contextual token to the patches in the last block, mean over heads, in fp32.
+        contextual token to the patches in the last block, mean over heads, in fp32. With ``contextual_only``
+        the last block is computed for the contextual token alone, and patches and scores are None.
         """
         x = self.patch_embed(patchify(frames, self.patch_size))
         rows, columns = (side // self.patch_size for side in frames.shape[2:])
         x = x + resample_positions(self.positions, rows, columns)
         x = torch.cat([self.contextual.expand(x.shape[0], -1, -1).to(x.dtype), x], 1)
-        for block in self.blocks:
-            x, attention = block(x)
+        *blocks, last = self.blocks
+        for block in blocks:
+            x = block(x)
+        assert isinstance(last, Block)
+        if contextual_only:
+            return self.norm(last.of_first(x))[:, 0], None, None
+        x, scores = last.with_scores(x)
+        assert scores is not None
         x = self.norm(x)
-        return x[:, 0], x[:, 1:], attention[:, 1:]
+        return x[:, 0], x[:, 1:], scores[:, 1:]
 
 
 class Decoder(nn.Module):
@@ -150,18 +183,18 @@ class Decoder(nn.Module):
     def __init__(self, config: MicronBERTConfig):
         super().__init__()
         width, eps = config.decoder_width, config.layer_norm_eps
-        self.embed = nn.Linear(config.width, width)
+        self.embed = Linear(config.width, width)
         self.register_buffer("positions", sincos_positions(width, config.grid), persistent=False)
         self.blocks = nn.ModuleList(
             Block(width, config.decoder_num_heads, config.mlp_ratio, eps) for _ in range(config.decoder_depth)
         )
         self.norm = nn.LayerNorm(width, eps=eps)
-        self.pred = nn.Linear(width, 3 * config.patch_size**2)
+        self.pred = Linear(width, 3 * config.patch_size**2)
         self.apply(_initialize)
 
     def forward(self, latent: Tensor, rows: int, columns: int) -> Tensor:
         """(B, N, D) on a grid of rows × columns to pixels (B, N, P·P·3)."""
         x = self.embed(latent) + resample_positions(self.positions, rows, columns)
         for block in self.blocks:
-            x, _ = block(x)
+            x = block(x)
         return self.pred(self.norm(x))
