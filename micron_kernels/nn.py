@@ -36,6 +36,11 @@ class DiagonalMicroAttention(nn.Module):
         self.to_v = nn.Linear(dim, dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
 
+    @property
+    def output_bias(self) -> Tensor:
+        """The output (dim,) of a position of weight 0."""
+        return self.proj.bias
+
     def _split_heads(self, x: Tensor) -> Tensor:
         return x.unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # [B, H, N, dim/H]
 
@@ -103,6 +108,11 @@ class FoldedDiagonalMicroAttention(nn.Module):
         self.query_projection = nn.Linear(dim, dim)
         self.value_projection = nn.Linear(dim, dim)
         self.bias = nn.Parameter(torch.zeros(dim))
+
+    @property
+    def output_bias(self) -> Tensor:
+        """The output (dim,) of a position of weight 0."""
+        return self.bias
 
     def forward(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,12 +18,15 @@ from rich.console import Console
 from micron_kernels import info as kernels_info
 
 from .config import MicronBERTConfig, preset
-from .data import FrameError, find_clips, read_image, synthetic_clips
+from .data import Clip, FrameError, find_clips, read_image, synthetic_clips
 from .data.pairs import longest_delta
+from .data.shard_plan import ShardConfig
+from .data.shards import are_shards, find_shards
+from .data.write_shards import ShardingStopped, write_shards
 from .demo import TRAINED_SUBJECTS, DemoConfig, run_demo
 from .micron_bert import MicronBERT
 from .training import CheckpointError, NonFiniteLossError, PretrainConfig, Stopped, pretrain
-from .training.pretrain import report_problems
+from .training.problems import report_problems
 from .visualize import change_maps, figure_of_pairs
 
 
@@ -40,11 +44,12 @@ class Demo:
 
 @dataclass
 class Pretrain:
-    """Pre-train a μ-BERT on your frames: videos, folders of images, or both."""
+    """Pre-train a μ-BERT on your frames: videos, folders of images, or shards."""
 
-    data: tuple[Path, ...] = ()
-    """Videos (mp4, avi, mov), folders of images (a folder with images is a clip), folders of either. Without
-    any, the synthetic clips."""
+    data: tuple[str, ...] = ()
+    """Videos (mp4, avi, mov), folders of images (a folder with images is a clip), folders of either; or shards as
+    `micron shard` writes them: folders of them, patterns, URLs as webdataset takes them
+    ("https://host/shard-{000000..000123}.tar", "pipe:command"). Without any, the synthetic clips."""
     out: Path = Path("out/pretrain")
     """Folder of the log, the checkpoint and the model."""
     resume: bool = False
@@ -56,20 +61,49 @@ class Pretrain:
     training: PretrainConfig = field(default_factory=PretrainConfig)
     model: MicronBERTConfig = field(default_factory=MicronBERTConfig)
 
-    def run(self, console: Console) -> None:
-        if self.data:
-            clips, problems = find_clips(self.data, fps=self.fps)
-            report_problems(problems, console)
-            frames = sum(len(clip) for clip in clips)
-            console.print(f"{len(clips)} clips, {frames} frames", markup=False)
-            short = [c for c in clips if len(c) - 1 < longest_delta(self.training.delta, c.fps)]
-            if short:
-                console.print(f"{len(short)} clips are shorter than the widest δ: their pairs are nearer")
-        else:
-            clips = list(synthetic_clips(TRAINED_SUBJECTS))
+    def _find(self, console: Console) -> Sequence[Clip] | Sequence[str]:
+        if not self.data:
+            clips = synthetic_clips(TRAINED_SUBJECTS)
             console.print(f"no --data: training on {len(clips)} synthetic clips")
-        pretrain(self.training, self.model, clips, self.out, resume=self.resume, console=console)
-        console.print(f"model: {self.out / 'model'}", markup=False)
+            return clips
+        if are_shards(self.data):
+            shards = find_shards(self.data)
+            console.print(f"{len(shards)} shards")
+            return shards
+        found, problems = find_clips(self.data, fps=self.fps)
+        report_problems(problems, console)
+        console.print(f"{len(found)} clips, {sum(len(clip) for clip in found)} frames")
+        short = [c for c in found if len(c) - 1 < longest_delta(self.training.delta, c.fps)]
+        if short:
+            console.print(f"{len(short)} clips are shorter than the widest δ: their pairs are nearer")
+        return found
+
+    def run(self, console: Console) -> None:
+        # Of the processes that torchrun starts, each looks for the data and one says what it found.
+        first = console if int(os.environ.get("RANK", 0)) == 0 else Console(quiet=True)
+        data = self._find(first)
+        pretrain(self.training, self.model, data, self.out, resume=self.resume, console=console)
+        first.print(f"model: {self.out / 'model'}", markup=False)
+
+
+@dataclass
+class Shard:
+    """Write videos and folders of images as tar shards, for pre-training on millions of frames."""
+
+    data: tuple[Path, ...]
+    """Videos (mp4, avi, mov), folders of images (a folder with images is a clip), folders of either."""
+    out: Path = Path("out/shards")
+    """Folder of the shards. The same command again writes what is missing."""
+    workers: int | None = None
+    """Processes that write; as many as processors if not given."""
+    config: tyro.conf.OmitArgPrefixes[ShardConfig] = field(default_factory=ShardConfig)
+
+    def run(self, console: Console) -> None:
+        written = write_shards(self.data, self.out, self.config, workers=self.workers, console=console)
+        report_problems(written.problems, console)
+        console.print(
+            f"{written.shards} shards, {written.runs} runs, {written.frames} frames: {self.out}", markup=False
+        )
 
 
 @dataclass
@@ -135,6 +169,7 @@ def load_model(name: str) -> MicronBERT:
 _Command = Union[  # noqa: UP007  (mypy and tyro read a Union of Annotated)
     Annotated[Demo, tyro.conf.subcommand("demo")],
     Annotated[Pretrain, tyro.conf.subcommand("pretrain")],
+    Annotated[Shard, tyro.conf.subcommand("shard")],
     Annotated[Heatmap, tyro.conf.subcommand("heatmap")],
     Annotated[Info, tyro.conf.subcommand("info")],
 ]
@@ -143,7 +178,7 @@ _Command = Union[  # noqa: UP007  (mypy and tyro read a Union of Annotated)
 _USER_ERRORS = (ValueError, FileNotFoundError, NonFiniteLossError, CheckpointError, RuntimeError)
 
 
-def _parse(arguments: Sequence[str]) -> Demo | Pretrain | Heatmap | Info:
+def _parse(arguments: Sequence[str]) -> Demo | Pretrain | Shard | Heatmap | Info:
     """The preset decides the defaults that --help shows and --model.* changes, so it is read first."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", choices=("tiny", "base"), default="base")
@@ -160,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(stderr=True)
     try:
         command.run(console)
-    except Stopped as stopped:
+    except (Stopped, ShardingStopped) as stopped:
         console.print(f"micron: {stopped}", markup=False, highlight=False)
         return 128 + stopped.signal_number
     except _USER_ERRORS as error:

@@ -8,9 +8,10 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from micron_kernels import blockwise_mask, diagonal_attention, frame_difference, swap_patches, topk_mask
-from micron_kernels.nn import DiagonalMicroAttention
+from micron_kernels.nn import DiagonalMicroAttention, FoldedDiagonalMicroAttention
 
 from .config import MicronBERTConfig
+from .onednn import Linear
 from .patch_of_interest import DINO, crop_size, random_resized_crop
 from .vit import Decoder, Encoder, at_least_fp32, patchify, unpatchify
 
@@ -47,12 +48,15 @@ class MicronBERT(
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)
-        self.micro_attention = DiagonalMicroAttention(config.width)
+        self.micro_attention: DiagonalMicroAttention | FoldedDiagonalMicroAttention = DiagonalMicroAttention(
+            config.width
+        )
         self.decoder = Decoder(config)
         for name in ("to_q", "to_k", "to_v", "proj"):
-            linear = getattr(self.micro_attention, name)
+            linear = Linear(config.width, config.width)
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)
+            setattr(self.micro_attention, name, linear)
         if config.tied_start:
             self.micro_attention.to_k.load_state_dict(self.micro_attention.to_q.state_dict())
         self.dino = DINO(config, self.encoder) if config.aggregation == "dino" else None
@@ -129,7 +133,7 @@ class MicronBERT(
             latent, diagonal = self._full_attention(query, key, swapped_patches, row_weight, rows)
         diagonal = diagonal[:, 0]
         if rows is not None:
-            nothing = attention.proj.bias.to(latent.dtype).expand(latent.shape[0], length, -1)
+            nothing = attention.output_bias.to(latent.dtype).expand(latent.shape[0], length, -1)
             latent = nothing.scatter(1, rows[..., None].expand_as(latent), latent)
             diagonal = diagonal.new_zeros(diagonal.shape[0], length).scatter(1, rows, diagonal)
         return latent, diagonal
@@ -139,6 +143,7 @@ class MicronBERT(
     ) -> tuple[Tensor, Tensor]:
         """The released checkpoint's variant: the whole attention matrix weights the values."""
         attention = self.micro_attention
+        assert isinstance(attention, DiagonalMicroAttention)
         q, k, v = (x[:, None] for x in (attention.to_q(query), attention.to_k(key), attention.to_v(value)))
         _, diagonal = diagonal_attention(
             q, k, v[..., :1], scale=attention.scale, rows=rows, return_weights=True
@@ -158,7 +163,7 @@ class MicronBERT(
     def forward_loss(self, frames: Tensor, reconstruction: Tensor, weight: Tensor | None = None) -> Tensor:
         """L_r: the mean squared error of ``reconstruction`` (B, N, P·P·3) over all patches of ``frames``.
 
-        ``weight`` (B, N), of mean 1, weights the patches.
+        ``weight`` (B, N) or (B, 1), of mean 1, weights the patches.
         """
         target = self.patchify(self.normalize(frames))
         if self.config.normalized_target:
@@ -168,15 +173,25 @@ class MicronBERT(
         return error.mean() if weight is None else (error * weight).mean()
 
     def forward_aggregation(
-        self, later: Tensor, contextual: Tensor, generator: torch.Generator | None = None
+        self,
+        later: Tensor,
+        contextual: Tensor,
+        generator: torch.Generator | None = None,
+        weight: Tensor | None = None,
     ) -> Tensor:
-        """L_agg between crops of normalised frames t+δ (B, 3, H, W) and their contextual tokens (B, D)."""
-        if self.dino is not None:
-            return self.dino(self.encoder, later, generator)
+        """L_agg between crops of normalised frames t+δ (B, 3, H, W) and their contextual tokens (B, D).
+
+        ``weight`` (B,), of mean 1, weights the frames.
+        """
         if self.config.aggregation == "off":
             return contextual.new_zeros((), dtype=torch.float32)
-        crops = random_resized_crop(later, crop_size(self.config, 0.5), self.config.crop_scale, generator)
-        return F.mse_loss(at_least_fp32(self.encoder(crops)[0]), at_least_fp32(contextual))
+        if self.dino is not None:
+            loss = self.dino(self.encoder, later, generator)
+        else:
+            crops = random_resized_crop(later, crop_size(self.config, 0.5), self.config.crop_scale, generator)
+            of_crop = at_least_fp32(self.encoder(crops, contextual_only=True)[0])
+            loss = (of_crop - at_least_fp32(contextual)).square().mean(1)
+        return loss.mean() if weight is None else (loss * weight).mean()
 
     def forward(
         self, batch: dict[str, Tensor], generator: torch.Generator | None = None
@@ -185,7 +200,8 @@ class MicronBERT(
 
         Args:
             batch: ``frames`` and ``later``, frames t and t+δ (B, 3, H, W), uint8 or normalised; optionally
-                ``swap`` (B, N) bool, which patches of t to take from t+δ; otherwise ``blockwise_mask`` draws it.
+                ``swap`` (B, N) bool, which patches of t to take from t+δ, otherwise ``blockwise_mask`` draws it;
+                and ``weight`` (B,), of mean 1, the weight of each pair in the losses.
             generator: source of randomness of masks and crops, on the CPU.
 
         Returns:
@@ -212,12 +228,16 @@ class MicronBERT(
         latent, diagonal = self.forward_micro_attention(swapped_state.patches, later_state.patches, scores)
         reconstruction = self.forward_decoder(latent, rows, columns)
 
-        weight = None
+        pair_weight = batch.get("weight")
+        weight = None if pair_weight is None else pair_weight[:, None]
         if config.reconstruction_weight == "motion":
             motion = frame_difference(later, frames, config.patch_size)
-            weight = motion / motion.mean(1, keepdim=True).clamp(min=torch.finfo(motion.dtype).tiny)
+            motion = motion / motion.mean(1, keepdim=True).clamp(min=torch.finfo(motion.dtype).tiny)
+            weight = motion if weight is None else motion * weight
         loss_reconstruction = self.forward_loss(frames, reconstruction, weight)
-        loss_aggregation = self.forward_aggregation(normalized_later, later_state.contextual, generator)
+        loss_aggregation = self.forward_aggregation(
+            normalized_later, later_state.contextual, generator, pair_weight
+        )
         return {
             "loss": config.gamma * loss_reconstruction + config.beta * loss_aggregation,
             "loss_reconstruction": loss_reconstruction.detach(),
@@ -230,17 +250,41 @@ class MicronBERT(
             "reconstruction": reconstruction.detach(),
         }
 
-    def extract_features(self, onset: Tensor, apex: Tensor) -> Tensor:
-        """Features (B, N, D) of what changed between two frames, trainable end to end.
+    def compare(self, onset: Tensor, apex: Tensor) -> tuple[Tensor, Tensor]:
+        """What changed between two frames (B, 3, H, W): features (B, N, D) and the diagonal (B, N), fp32.
 
         Onset takes the place of the swapped frame and apex that of the later one, with the Patch of Interest
         of the apex: how the authors used both after pre-training is not published; this is ours.
         """
         both = self.encode(torch.cat([self.normalize(onset), self.normalize(apex)]))
         size = onset.shape[0]
-        return self.forward_micro_attention(both.patches[:size], both.patches[size:], both.scores[size:])[0]
+        return self.forward_micro_attention(both.patches[:size], both.patches[size:], both.scores[size:])
+
+    def extract_features(self, onset: Tensor, apex: Tensor) -> Tensor:
+        """The features (B, N, D) of :meth:`compare`, trainable end to end."""
+        return self.compare(onset, apex)[0]
+
+    def fold(self) -> None:
+        """For inference: fold micro-attention's four projections into two, in place; the same function.
+
+        The state dict changes with it, so save before.
+
+        Raises:
+            ValueError: the model uses the whole attention (``diag_att=False``), which cannot be folded, or is
+                folded already.
+        """
+        if not self.config.diag_att:
+            raise ValueError("diag_att=False: only diagonal micro-attention can be folded")
+        if not isinstance(self.micro_attention, DiagonalMicroAttention):
+            raise ValueError("the model is folded already")
+        self.micro_attention = self.micro_attention.fold()
 
     def update_teacher(self, progress: float) -> None:
         """After an optimiser step: move the DINO teacher, where there is one; ``progress`` in [0, 1]."""
         if self.dino is not None:
             self.dino.update_teacher(self.encoder, progress)
+
+    def forget_step(self) -> None:
+        """In place of :meth:`update_teacher`, where a step was skipped."""
+        if self.dino is not None:
+            self.dino.forget_outputs()

@@ -1,6 +1,8 @@
 """Self-supervised pre-training."""
 
 from .checkpoint import CheckpointError
-from .pretrain import NonFiniteLossError, PretrainConfig, Stopped, pretrain
+from .config import PretrainConfig
+from .distributed import RankLostError
+from .pretrain import NonFiniteLossError, Stopped, pretrain
 
-__all__ = ["CheckpointError", "NonFiniteLossError", "PretrainConfig", "Stopped", "pretrain"]
+__all__ = ["CheckpointError", "NonFiniteLossError", "PretrainConfig", "RankLostError", "Stopped", "pretrain"]

@@ -18,7 +18,7 @@ class CheckpointError(ValueError):
 def save(path: Path, content: dict[str, Any]) -> None:
     """Write tensors and plain data to ``path``: to a temporary file beside it, flushed, then renamed.
 
-    Whenever the process dies, ``path`` holds the old content or the new one.
+    Whenever process or machine dies, ``path`` holds the old content or the new one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -28,12 +28,29 @@ def save(path: Path, content: dict[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        _flush_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch may wrap what the file said
         raise CheckpointError(
             f"{path}: could not be written ({error}); what was there before is intact"
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _flush_folder(folder: Path) -> None:
+    """So that the new name, too, is on the disk."""
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def remove_partial(folder: Path) -> None:
+    """Delete what a process that was killed while it wrote a checkpoint has left in ``folder``."""
+    for path in folder.glob(".checkpoint*.part"):
+        path.unlink(missing_ok=True)
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -23,21 +21,33 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Sampler
+from torch.nn.parallel import DistributedDataParallel
 
 from ..config import MicronBERTConfig
-from ..data.frames import Clip, Problem
-from ..data.pairs import FramePairs, collate
+from ..data.frames import Clip
 from ..micron_bert import MicronBERT
+from ..signals import NotedSignals
 from . import checkpoint
+from .batches import Batches
+from .config import PretrainConfig, learning_rate_at, motion_limits_at
+from .device_input import choose_pairs
+from .distributed import join
 from .log import RunLog
+from .problems import ProblemReport
+from .run import Run, device_type
 
 #: Measures of a model at a step, for the log; must not draw from torch's global generator.
 Evaluate = Callable[[MicronBERT], dict[str, float]]
 
+#: Variance of the contextual token over a batch under which it hardly tells one face from another. Measured on the
+#: synthetic clips over 200 steps: without L_agg 0.11 to 0.25, "dino" 0.2 to 0.8, "mse" down to 0.005.
+COLLAPSED = 0.01
+#: What the log says of each step, as means over its batches and ranks.
+_LOGGED = ("loss", "loss_reconstruction", "loss_aggregation", "contextual_variance", "accepted")
+
 
 class NonFiniteLossError(RuntimeError):
-    """The loss became NaN or infinite."""
+    """Loss or gradient was NaN or infinite in more steps in a row than may be skipped."""
 
 
 class Stopped(Exception):
@@ -50,75 +60,6 @@ class Stopped(Exception):
         self.signal_number = signal_number
 
 
-@dataclass
-class PretrainConfig:
-    """How to pre-train. Where the paper and the authors' code are silent, the choice is ours."""
-
-    steps: int = 20_000
-    """Optimiser steps."""
-    batch_size: int = 16
-    """Pairs a step and device, before accumulation (C)."""
-    accumulate: int = 1
-    """Batches whose gradients are summed before each optimiser step."""
-    learning_rate: float = 2.5e-4
-    """Peak learning rate (C); a cosine takes it to 0 (C)."""
-    warmup: float = 0.05
-    """Share of the steps over which the learning rate rises linearly."""
-    weight_decay: float = 1e-4
-    """Of matrices; biases, norms and the contextual token have none (C: 1e-4)."""
-    clip_norm: float = 1.0
-    """Largest norm of the gradient; larger ones are scaled down."""
-    delta: tuple[int, int] = (5, 11)
-    """Range of δ in frames at 30 frames a second, scaled to each clip's rate."""
-    flip: bool = True
-    """Mirror half of the pairs."""
-    seed: int = 0
-    """Of weights, pairs, masks and crops."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 autocast on a GPU that has it, fp32 elsewhere."""
-    device: str = "auto"
-    """auto: a GPU if there is one."""
-    compile: bool = False
-    """Run encoder and decoder through torch.compile."""
-    workers: int = 0
-    """Processes that read frames; 0 reads in the training process."""
-    checkpoint_every: int = 500
-    """Steps between checkpoints; the last step always writes one."""
-    evaluate_every: int = 0
-    """Steps between evaluations, where the caller gives one; 0 is never. Step 0 and the last count too."""
-    tensorboard: bool = False
-    """Write TensorBoard events beside the log."""
-
-    def __post_init__(self) -> None:
-        self.delta = tuple(self.delta)  # type: ignore[assignment]
-        for name in ("steps", "batch_size", "accumulate", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}; it must be at least 1")
-        if not 0 <= self.warmup <= 1:
-            raise ValueError(f"warmup={self.warmup}; it is a share of the steps, in [0, 1]")
-
-
-#: Settings that may differ between a run and its continuation: they do not decide the losses.
-_FREE = {"device", "compile", "workers", "checkpoint_every", "evaluate_every", "tensorboard"}
-
-
-def learning_rate_at(step: int, config: PretrainConfig) -> float:
-    """Linear warm-up, then a cosine to 0."""
-    warmup = round(config.warmup * config.steps)
-    if step < warmup:
-        return config.learning_rate * (step + 1) / warmup
-    progress = (step - warmup) / max(1, config.steps - warmup)
-    return config.learning_rate * (1 + math.cos(math.pi * progress)) / 2
-
-
-def _resolve_device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise RuntimeError(f"device={name!r}, but torch sees no GPU; 'auto' takes what there is")
-    return torch.device(name)
-
-
 def _autocast(config: PretrainConfig, device: torch.device) -> contextlib.AbstractContextManager[Any]:
     bf16 = config.precision == "bf16" or (
         config.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
@@ -126,175 +67,112 @@ def _autocast(config: PretrainConfig, device: torch.device) -> contextlib.Abstra
     return torch.autocast(device.type, dtype=torch.bfloat16) if bf16 else contextlib.nullcontext()
 
 
-def _optimizer(model: nn.Module, config: PretrainConfig) -> torch.optim.AdamW:
-    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    decayed = [p for name, p in trained if p.dim() == 2]
-    others = [p for name, p in trained if p.dim() != 2]
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95))
+def _generator(seed: int, step: int, part: int) -> torch.Generator:
+    """Randomness of the masks and crops of a batch; ``part`` counts the batches of a step over all ranks.
 
-
-def _step_generator(seed: int, step: int, part: int) -> torch.Generator:
-    """Randomness of one batch: a function of its place in the run, so that a resumed run draws the same."""
+    A function of its place, so that a resumed run draws the same, and two ranks what one process would that
+    accumulates their batches.
+    """
     digest = hashlib.sha256(f"{seed} {step} {part}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
-def _fingerprint(clips: Sequence[Clip]) -> str:
-    """What the clips are, for the check that a run goes on with the data it began with."""
-    described = "\n".join(f"{clip.name} {len(clip)} {clip.fps}" for clip in clips)
-    return f"{len(clips)} clips {hashlib.sha256(described.encode()).hexdigest()[:16]}"
+class _Trainer:
+    """One optimiser step after another, on one rank."""
 
-
-class _Signals:
-    """Inside, SIGTERM and SIGINT are noted, not obeyed at once: the step in progress is finished first."""
-
-    received: int | None = None
-
-    def __enter__(self) -> _Signals:
-        self._before = {}
-        with contextlib.suppress(ValueError):  # not in the main thread: leave signals to their owner
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def _note(self, number: int, _frame: object) -> None:
-        self.received = number
-
-    def __exit__(self, *_exc: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-
-class _Run:
-    """The state of a run: what a checkpoint holds."""
-
-    def __init__(
-        self, config: PretrainConfig, model_config: MicronBERTConfig, clips: Sequence[Clip], out: Path
-    ):
-        self.config, self.out = config, out
-        self.device = _resolve_device(config.device)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
-            self.model = MicronBERT(model_config).to(self.device).train()
-        self.optimizer = _optimizer(self.model, config)
-        self.step = 0
-        # Through JSON, so that what is compared on resuming is what a file can hold.
-        settings = {"training": asdict(config), "model": asdict(model_config), "data": _fingerprint(clips)}
-        self.settings = json.loads(json.dumps(settings))
-
-    @property
-    def path(self) -> Path:
-        return self.out / "checkpoint.pt"
-
-    def save(self) -> None:
-        content = {
-            "step": self.step,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "settings": self.settings,
-        }
-        checkpoint.save(self.path, content)
-
-    def resume(self) -> None:
-        content = checkpoint.load(self.path, self.device)
-        for name in ("step", "model", "optimizer", "settings"):
-            if name not in content:
-                raise checkpoint.CheckpointError(
-                    f"{self.path}: has no {name!r}; it is not a checkpoint of pretrain"
-                )
-        self._check_settings(content["settings"])
-        self.model.load_state_dict(content["model"])
-        self.optimizer.load_state_dict(content["optimizer"])
-        self.step = content["step"]
-
-    def _check_settings(self, stored: dict[str, Any]) -> None:
-        differences = []
-        for part in ("training", "model"):
-            for name, value in self.settings[part].items():
-                before = stored[part].get(name)
-                if before != value and name not in _FREE:
-                    differences.append(f"{name} was {before!r}, is {value!r}")
-        if stored["data"] != self.settings["data"]:
-            differences.append(f"data was {stored['data']}, is {self.settings['data']}")
-        if differences:
-            raise checkpoint.CheckpointError(
-                f"{self.path}: belongs to a run with other settings: {'; '.join(differences)}. "
-                "Give the same settings, or another folder"
+    def __init__(self, run: Run, problems: ProblemReport):
+        self.run, self.problems = run, problems
+        self.forward: nn.Module = run.model
+        if run.ranks.count > 1:
+            self.forward = DistributedDataParallel(
+                run.model,
+                device_ids=[run.device] if run.device.type == "cuda" else None,
+                broadcast_buffers=False,  # constants, and a centre that every rank computes alike
+                gradient_as_bucket_view=True,
             )
 
+    def _losses(self, batch: dict[str, Any], part: int) -> dict[str, Tensor]:
+        run, config = self.run, self.run.config
+        pairs = {name: batch[name].to(run.device, non_blocking=True) for name in ("frames", "later")}
+        if config.rejects:
+            limits = motion_limits_at(run.step, config)
+            pairs = choose_pairs(pairs, config.batch_size, limits, run.model.config.patch_size)
+        place = part * run.ranks.count + run.ranks.rank
+        with _autocast(config, run.device):
+            result = self.forward(pairs, _generator(config.seed, run.step, place))
+        weight = pairs.get("weight")
+        accepted = torch.ones((), device=run.device) if weight is None else (weight > 0).float().mean()
+        return result | {"accepted": accepted}
 
-class _InOrder(Sampler[list[int]]):
-    """The samples of batches first to last; made one by one, since a run may have millions."""
+    def step(self, batches: list[dict[str, Any]], stop: bool) -> tuple[dict[str, Any], bool]:
+        """One optimiser step; what the log says of it, and whether any rank was told to stop."""
+        run, config, ranks = self.run, self.run.config, self.run.ranks
+        learning_rate = learning_rate_at(run.step, config)
+        for group in run.optimizer.param_groups:
+            group["lr"] = learning_rate
+        sums = torch.zeros(len(_LOGGED) + 1, device=run.device)
+        for part, batch in enumerate(batches):
+            self.problems.add(batch["problems"])
+            last = part == len(batches) - 1
+            wait: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+            if isinstance(self.forward, DistributedDataParallel) and not last:
+                wait = self.forward.no_sync()
+            with wait:
+                result = self._losses(batch, part)
+                (result["loss"] / len(batches)).backward()
+            sums[:-1] += torch.stack([result[name].detach().float() for name in _LOGGED]) / len(batches)
+        own_loss = sums[0].clone()
+        sums[:-1] /= ranks.count
+        sums[-1] = float(stop)
+        ranks.sums(sums)
+        norm = nn.utils.clip_grad_norm_(run.model.parameters(), config.clip_norm)
+        *means, stops, gradient_norm, own = torch.cat([sums, norm[None], own_loss[None]]).tolist()
+        values = dict(zip(_LOGGED, means, strict=True)) | {"gradient_norm": gradient_norm}
+        if math.isfinite(values["loss"]) and math.isfinite(gradient_norm):
+            run.optimizer.step()
+            run.model.update_teacher((run.step + 1) / config.steps)
+            run.skipped_in_a_row = 0
+            values["learning_rate"] = learning_rate
+        else:
+            values = self._skip(batches, values, own)
+        run.optimizer.zero_grad(set_to_none=True)
+        run.step += 1
+        return values, stops > 0
 
-    def __init__(self, first: int, last: int, size: int):
-        self.first, self.last, self.size = first, last, size
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for batch in range(self.first, self.last):
-            yield list(range(batch * self.size, (batch + 1) * self.size))
-
-
-def _batches(run: _Run, clips: Sequence[Clip], problems: list[Problem]) -> Iterator[list[dict[str, Any]]]:
-    """The batches of each remaining step."""
-    config = run.config
-    pairs = FramePairs(clips, run.model.config.image_size, config.seed, delta=config.delta, flip=config.flip)
-    first, last = run.step * config.accumulate, config.steps * config.accumulate
-    loader = DataLoader(
-        pairs,
-        batch_sampler=_InOrder(first, last, config.batch_size),
-        collate_fn=collate,
-        num_workers=config.workers,
-        pin_memory=run.device.type == "cuda",
-    )
-    step = []
-    for batch in loader:
-        problems += batch["problems"]
-        step.append(batch)
-        if len(step) == config.accumulate:
-            yield step
-            step = []
-
-
-def _forward(run: _Run, batch: dict[str, Any], part: int) -> dict[str, Tensor]:
-    frames = {name: batch[name].to(run.device, non_blocking=True) for name in ("frames", "later")}
-    with _autocast(run.config, run.device):
-        return run.model(frames, _step_generator(run.config.seed, run.step, part))
-
-
-def _train_step(run: _Run, batches: list[dict[str, Any]]) -> dict[str, Any]:
-    """One optimiser step; returns what the log says of it."""
-    config, model = run.config, run.model
-    learning_rate = learning_rate_at(run.step, config)
-    for group in run.optimizer.param_groups:
-        group["lr"] = learning_rate
-    logged = ("loss", "loss_reconstruction", "loss_aggregation", "contextual_variance")
-    sums = dict.fromkeys(logged, 0.0)
-    for part, batch in enumerate(batches):
-        result = _forward(run, batch, part)
-        if not torch.isfinite(result["loss"]):
+    def _skip(self, batches: list[dict[str, Any]], values: dict[str, Any], own_loss: float) -> dict[str, Any]:
+        run, config = self.run, self.run.config
+        run.model.forget_step()
+        run.skipped_in_a_row += 1
+        sources = [source for batch in batches for source in batch["sources"]]
+        reason = f"the loss is {values['loss']}, the gradient's norm {values['gradient_norm']}, at step {run.step + 1}"
+        if not math.isfinite(own_loss) or run.ranks.is_first:
+            self.problems.say(f"{reason}: skipped. Pairs of rank {run.ranks.rank}: {'; '.join(sources)}")
+        if run.skipped_in_a_row > config.max_skipped:
             raise NonFiniteLossError(
-                f"the loss is {result['loss'].item()} at step {run.step}, batch {part} of {len(batches)}; its "
-                f"pairs: {'; '.join(batch['sources'])}. The last checkpoint is from before it"
+                f"{reason}, the last of {run.skipped_in_a_row} in a row (max_skipped={config.max_skipped}); pairs of "
+                f"rank {run.ranks.rank}: {'; '.join(sources)}. {run.path} is from before them"
             )
-        (result["loss"] / len(batches)).backward()
-        for name in logged:
-            sums[name] += result[name].item() / len(batches)
-    norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm).item()
-    if not math.isfinite(norm):
-        sources = "; ".join(s for batch in batches for s in batch["sources"])
-        raise NonFiniteLossError(f"the gradient's norm is {norm} at step {run.step}; its pairs: {sources}")
-    run.optimizer.step()
-    run.optimizer.zero_grad(set_to_none=True)
-    run.step += 1
-    model.update_teacher(run.step / config.steps)
-    return {**sums, "gradient_norm": norm, "learning_rate": learning_rate}
+        return {"skipped": reason, "sources": sources}
 
 
-def _progress_bar(console: Console) -> Progress:
+class _Collapse:
+    """Says once when the contextual token has been nearly the same for all faces for twenty steps."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+
+    def watch(self, variance: float, batch_size: int) -> str | None:
+        self.steps = self.steps + 1 if variance < COLLAPSED and batch_size > 1 else 0
+        if self.steps != 20:
+            return None
+        return (
+            f"the contextual token has collapsed: its variance over a batch has been under {COLLAPSED} for 20 steps "
+            f"(now {variance:.1e}), so Patch of Interest learns nothing. aggregation='dino' resists that, "
+            "and so does a lower beta"
+        )
+
+
+def _progress_bar(console: Console, shown: bool) -> Progress:
     return Progress(  # fits 80 columns
         BarColumn(bar_width=10),
         MofNCompleteColumn(),
@@ -302,97 +180,128 @@ def _progress_bar(console: Console) -> Progress:
         TimeRemainingColumn(compact=True),
         TextColumn("{task.fields[losses]}"),
         console=console,
+        disable=not shown,
     )
 
 
 def pretrain(
     config: PretrainConfig,
     model_config: MicronBERTConfig,
-    clips: Sequence[Clip],
+    data: Sequence[Clip] | Sequence[str],
     out: Path,
     *,
     resume: bool = False,
     evaluate: Evaluate | None = None,
     console: Console | None = None,
 ) -> MicronBERT:
-    """Pre-train a μ-BERT on ``clips``.
+    """Pre-train a μ-BERT on ``data``.
 
     Writes to ``out``: ``log.jsonl`` (an object a step: losses, learning rate, gradient norm, contextual variance,
-    seconds; and one an evaluation), ``checkpoint.pt``, and at the end ``model/`` for ``from_pretrained``.
-    A run that was stopped or killed and goes on with ``resume`` has the same losses as one that never stopped.
+    share of the pairs accepted, seconds, and of these the seconds in which it waited for data; and one an
+    evaluation), ``checkpoint.pt``, and at the end ``model/`` for ``from_pretrained``. A run that was stopped or
+    killed and goes on with ``resume`` has the same losses as one that never stopped.
+
+    Started by ``torchrun`` in several processes, each trains on its own batches; the first logs and writes. n of
+    them have the losses of one process that accumulates n batches.
 
     Args:
         config: how to train.
         model_config: what to train.
-        clips: what to train on.
+        data: what to train on: clips, or addresses of shards (see ``find_shards``).
         out: a folder; must not hold another run, unless ``resume``.
         resume: go on from ``out/checkpoint.pt``; start from scratch if there is none.
         evaluate: measures of the model, logged at the steps that ``config.evaluate_every`` names.
         console: where progress is shown; standard error by default.
 
     Raises:
-        CheckpointError: ``out`` holds another run, or one with other settings, or a damaged checkpoint.
-        NonFiniteLossError: the loss or its gradient is NaN or infinite; names step, batch and pairs.
+        CheckpointError: ``out`` holds another run, or one with other settings, or a damaged checkpoint; or a
+            checkpoint could not be written.
+        NonFiniteLossError: loss or gradient was NaN or infinite in more than ``config.max_skipped`` steps in a
+            row; names step and pairs.
+        RankLostError: another process has gone.
         Stopped: SIGTERM or SIGINT came; the step was finished and the checkpoint written.
-        FrameError: 16 pairs in a row could not be read.
+        FrameError: 16 pairs in a row could not be read, or not one of all shards.
     """
     console = console or Console(stderr=True)
-    run = _Run(config, model_config, clips, out)
-    if run.path.exists() and not resume:
-        raise checkpoint.CheckpointError(
-            f"{run.path} exists: resume continues that run; another folder starts a new one"
-        )
-    if run.path.exists():
-        run.resume()
-    elif resume:
-        console.print(f"{run.path} does not exist: starting from scratch")
+    with join(device_type(config.device)) as ranks:
+        run = Run(config, model_config, data, out, ranks)
+        if run.path.exists() and not resume:
+            raise checkpoint.CheckpointError(
+                f"{run.path} exists: resume continues that run; another folder starts a new one"
+            )
+        if run.path.exists():
+            run.resume()
+        elif resume and ranks.is_first:
+            console.print(f"{run.path} does not exist: starting from scratch")
+        _train(run, data, evaluate if ranks.is_first else None, console)
+        if ranks.is_first:
+            run.model.save_pretrained(out / "model")
+        return run.model.eval()
+
+
+def _train(
+    run: Run, data: Sequence[Clip] | Sequence[str], evaluate: Evaluate | None, console: Console
+) -> None:
+    config, ranks, out = run.config, run.ranks, run.out
     out.mkdir(parents=True, exist_ok=True)
+    log = RunLog(out, run.step, config.tensorboard) if ranks.is_first else None
+    if ranks.is_first:
+        checkpoint.remove_partial(out)
     if config.compile:
         run.model.encoder.compile()
         run.model.decoder.compile()
-    log = RunLog(out, run.step, config.tensorboard)
-    problems: list[Problem] = []
+    problems = ProblemReport(console, f"rank {ranks.rank}: " if ranks.count > 1 else "")
+    collapse = _Collapse()
 
     def evaluate_now() -> None:
         due = config.evaluate_every and (run.step % config.evaluate_every == 0 or run.step == config.steps)
-        if evaluate is not None and due:
+        if log and evaluate is not None and due:
             log.write(run.step, evaluate(run.model))
 
+    waited, began, first = 0.0, time.perf_counter(), run.step
     try:
-        with _Signals() as signals, _progress_bar(console) as progress:
+        with NotedSignals() as signals, _progress_bar(console, ranks.is_first) as progress:
             task = progress.add_task(
                 "pre-training", total=config.steps, completed=run.step, rate=0.0, losses=""
             )
             if run.step == 0:
                 evaluate_now()
-            began, first = time.perf_counter(), run.step
-            for batches in _batches(run, clips, problems):
-                started = time.perf_counter()
-                values = _train_step(run, batches)
-                log.write(run.step, {**values, "seconds": time.perf_counter() - started})
+            batches = Batches(
+                data, run.model.config.image_size, config, ranks, step=run.step, positions=run.positions,
+                pin=run.device.type == "cuda",
+            )  # fmt: skip
+            trainer = _Trainer(run, problems)
+            began = started = time.perf_counter()
+            for of_step in batches:
+                ready = time.perf_counter()
+                values, stop = trainer.step(of_step, signals.received is not None)
+                ended = time.perf_counter()
+                waited += ready - started
+                values |= {"seconds": ended - started, "seconds_waiting": ready - started}
+                if log:
+                    log.write(run.step, values)
+                if "loss" in values:
+                    if ranks.is_first:
+                        problems.say(collapse.watch(values["contextual_variance"], config.batch_size))
+                    losses = f"L {values['loss']:.4f}  L_r {values['loss_reconstruction']:.4f}"
+                    losses += f"  L_agg {values['loss_aggregation']:.4f}"
+                    progress.update(task, losses=losses)
                 evaluate_now()
-                losses = f"L {values['loss']:.4f}  L_r {values['loss_reconstruction']:.4f}"
-                losses += f"  L_agg {values['loss_aggregation']:.4f}"
                 rate = (run.step - first) / (time.perf_counter() - began)
-                progress.update(task, completed=run.step, rate=rate, losses=losses)
-                if run.step % config.checkpoint_every == 0 or run.step == config.steps:
-                    run.save()
-                if signals.received is not None and run.step < config.steps:
-                    run.save()
-                    raise Stopped(signals.received, run.step, run.path)
+                progress.update(task, completed=run.step, rate=rate)
+                stop = stop or (ranks.count == 1 and signals.received is not None)
+                stop = stop and run.step < config.steps
+                if stop or config.saves_at(run.step):
+                    run.save(batches.positions)
+                if stop:
+                    raise Stopped(signals.received or signal.SIGTERM, run.step, run.path)
+                started = time.perf_counter()
     finally:
-        log.close()
-        report_problems(problems, console)
-    run.model.save_pretrained(out / "model")
-    return run.model.eval()
-
-
-def report_problems(problems: Sequence[Problem], console: Console) -> None:
-    """List files that were passed over, each once."""
-    distinct = dict.fromkeys(problems)
-    if distinct:
-        console.print(f"{len(distinct)} files were passed over:")
-        for problem in list(distinct)[:20]:
-            console.print(f"  {problem.path}: {problem.reason}", markup=False)
-        if len(distinct) > 20:
-            console.print(f"  … and {len(distinct) - 20} more")
+        if log:
+            log.close()
+        problems.finish()
+    share = waited / max(time.perf_counter() - began, 1e-9)
+    if ranks.is_first and share > 0.1:
+        console.print(
+            f"waited for frames {share:.0%} of the time: more --training.workers, or shards (micron shard)"
+        )

@@ -3,9 +3,9 @@ import pytest
 import torch
 
 from micron_model import MicronBERT, preset
-from micron_model.data import synthetic_clips
+from micron_model.data import find_shards, synthetic_clips
 from micron_model.training import PretrainConfig
-from writers import write_images, write_video
+from writers import grey, write_images, write_small_shards, write_video
 
 #: Settings of a model that trains in a blink.
 SMALL = {"image_size": 32, "width": 32, "decoder_width": 32, "depth": 2, "decoder_depth": 1, "local_crops": 2}
@@ -61,3 +61,19 @@ def image_folder(tmp_path, clips):
 def video(tmp_path, clips):
     """A video of 44 frames, 64×64, at 30 frames a second."""
     return write_video(tmp_path / "video.avi", clips[1].read(range(len(clips[1])), 64))
+
+
+@pytest.fixture
+def sources(tmp_path):
+    """Folders of images (70 and 20 frames) and a video (80 frames), of subjects s1 and s2."""
+    write_images(tmp_path / "in" / "s1" / "smile", grey(70))
+    write_images(tmp_path / "in" / "s2" / "frown", grey(20))
+    write_video(tmp_path / "in" / "s2" / "video.avi", grey(80))
+    return [tmp_path / "in"]
+
+
+@pytest.fixture
+def shards(sources, tmp_path):
+    """Six shards of a run each."""
+    write_small_shards(sources, tmp_path / "out", seconds=1.0, frames_per_shard=8)
+    return find_shards([tmp_path / "out"])

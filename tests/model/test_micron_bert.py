@@ -91,7 +91,7 @@ def test_scores_are_a_row_of_the_last_attention(small, pair):
     model = small()
     block = model.encoder.blocks[-1]
     seen = {}
-    block.register_forward_pre_hook(lambda _, args: seen.update(x=args[0]))
+    block.norm1.register_forward_pre_hook(lambda _, args: seen.update(x=args[0]))
     scores = model.forward_poi(pair[0])
     q, k, _ = block.attn.qkv(block.norm1(seen["x"])).unflatten(2, (3, 4, 8)).permute(2, 0, 3, 1, 4)
     attention = (q @ k.transpose(-2, -1) / 8**0.5).softmax(-1)
@@ -216,9 +216,18 @@ def test_dino_centres_the_teacher_in_training_only(small, pair):
     model = small(aggregation="dino")
     batch = {"frames": pair[0], "later": pair[1]}
     model.eval()(batch)
+    model.update_teacher(0.0)
     assert (model.dino.center == 0).all()
     model.train()(batch)
-    assert (model.dino.center != 0).any()
+    model.forget_step()
+    model.update_teacher(0.0)
+    assert (model.dino.center == 0).all()
+    outputs = []
+    model.dino.teacher_head.register_forward_hook(lambda *call: outputs.append(call[2]))
+    for seed in (0, 1):  # two batches of one step
+        model(batch, torch.Generator().manual_seed(seed))
+    model.update_teacher(0.0)
+    torch.testing.assert_close(model.dino.center, 0.1 * torch.cat(outputs).mean(0))
 
 
 def test_crops_lie_inside_the_frame():
@@ -291,3 +300,17 @@ def test_bad_settings_are_named(overrides, message):
 def test_an_unknown_preset_is_named():
     with pytest.raises(ValueError, match="preset 'huge' is not one of base, tiny"):
         preset("huge")
+
+
+@pytest.mark.parametrize("poi", ["soft", "hard", "off"])
+def test_a_folded_model_is_the_same_function(small, pair, poi):
+    model = small(poi=poi).double().eval()
+    onset, apex = (model.normalize(x).double() for x in pair)
+    before = model.compare(onset, apex)
+    model.fold()
+    for folded, whole in zip(model.compare(onset, apex), before, strict=True):
+        torch.testing.assert_close(folded, whole)
+    with pytest.raises(ValueError, match="folded already"):
+        model.fold()
+    with pytest.raises(ValueError, match="only diagonal micro-attention can be folded"):
+        small(diag_att=False).fold()

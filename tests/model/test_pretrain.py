@@ -1,5 +1,7 @@
+import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,11 +12,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from micron_kernels.info import OPERATORS
-from micron_kernels.testing import assert_within_rounding
 from micron_model import MicronBERT
-from micron_model.data import FrameError, FramePairs, Problem, find_clips
-from micron_model.data.pairs import collate
+from micron_model.data import FrameError, Problem, find_clips
 from micron_model.evaluation import auroc, swap_auroc
 from micron_model.training import (
     CheckpointError,
@@ -24,8 +23,10 @@ from micron_model.training import (
     checkpoint,
     pretrain,
 )
+from micron_model.training.config import learning_rate_at, motion_limits_at
+from micron_model.training.device_input import choose_pairs, pair_motion
 from micron_model.training.log import read_log
-from micron_model.training.pretrain import learning_rate_at, report_problems
+from micron_model.training.problems import report_problems
 from writers import write_images
 
 QUIET = Console(quiet=True)
@@ -118,41 +119,6 @@ def test_a_killed_run_resumes_with_the_same_losses(training, small_config, clips
     assert losses(killed) == losses(whole)
 
 
-@pytest.mark.parametrize("roles", ["paper", "code"])
-def test_native_operators_give_the_curve_of_the_reference(small, clips, roles, monkeypatch):
-    """Held to the rule of the operators: its distance from fp64 may be twice that of the reference in fp32."""
-    implementations = [ops.IMPLEMENTATIONS for ops in OPERATORS.values()]
-    if not all("native" in available for available in implementations):
-        pytest.skip("the extension was not built")
-
-    def curve(dtype, seed, native):
-        with monkeypatch.context() as patch:
-            for available in implementations:
-                if not native:
-                    patch.delitem(available, "native")
-            model = small(roles=roles, tied_start=True).to(dtype)
-            optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
-            frames = FramePairs(clips, 32, seed)
-            losses = []
-            for step in range(20):
-                batch = collate([frames[4 * step + i] for i in range(4)])
-                pair = {name: model.normalize(batch[name]).to(dtype) for name in ("frames", "later")}
-                loss = model(pair, torch.Generator().manual_seed(step))["loss"]
-                loss.backward()
-                optimizer.step()
-                optimizer.zero_grad()
-                losses.append(loss.item())
-        return torch.tensor(losses, dtype=torch.float64)
-
-    seeds = range(4)
-    oracle = torch.cat([curve(torch.float64, seed, native=False) for seed in seeds])
-    reference, native = (
-        torch.cat([curve(torch.float32, seed, native=use) for seed in seeds]) for use in (False, True)
-    )
-    assert oracle[15:20].mean() < 0.7 * oracle[:5].mean()
-    assert_within_rounding("loss", native.float(), oracle, plain_error=reference - oracle)
-
-
 def test_workers_change_nothing(training, small_config, clips, tmp_path):
     for name, count in (("none", 0), ("some", 1)):
         pretrain(training(workers=count), small_config, clips, tmp_path / name, console=QUIET)
@@ -204,25 +170,60 @@ class PoisonedClip:
         return np.zeros((len(indices), 3, size, size), np.uint8)
 
 
-def test_a_nan_loss_stops_and_names_step_and_pairs(training, small_config, tmp_path, monkeypatch):
+def poison(monkeypatch, *steps, gradient=False):
+    """Make the loss, or its gradient alone, NaN in some steps."""
     forward = MicronBERT.forward
+    calls = itertools.count()
 
     def poisoned(model, batch, generator=None):
         result = forward(model, batch, generator)
-        return result | {"loss": result["loss"] * (torch.nan if poisoned.calls == 3 else 1)}
+        if next(calls) in steps:
+            if gradient:
+                result["loss"].register_hook(lambda grad: grad * torch.nan)
+            else:
+                result["loss"] = result["loss"] * torch.nan
+        return result
 
-    def counted(model, batch, generator=None):
-        poisoned.calls += 1
-        return poisoned(model, batch, generator)
+    monkeypatch.setattr(MicronBERT, "forward", poisoned)
 
-    poisoned.calls = -1
-    monkeypatch.setattr(MicronBERT, "forward", counted)
+
+@pytest.mark.parametrize("gradient", [False, True])
+@pytest.mark.parametrize("aggregation", ["mse", "dino"])
+def test_a_step_that_is_not_finite_is_skipped_and_logged(
+    training, small_config, tmp_path, monkeypatch, gradient, aggregation, capsys
+):
+    small_config.aggregation, small_config.dino_hidden = aggregation, 32
+    poison(monkeypatch, 3, gradient=gradient)
+    states = []
+
+    def evaluate(model):
+        states.append({name: x.clone() for name, x in model.state_dict().items()})
+        return {}
+
+    pretrain(
+        training(evaluate_every=1), small_config, [PoisonedClip()], tmp_path, evaluate=evaluate,
+        console=Console(width=300),
+    )  # fmt: skip
+    log = [e for e in read_log(tmp_path) if "seconds" in e]
+    assert [e["step"] for e in log if "skipped" in e] == [4]
+    assert "nan, at step 4" in log[3]["skipped"]
+    assert len(log[3]["sources"]) == 4
+    assert all(np.isfinite(e["loss"]) for e in log if "skipped" not in e)
+    changed = [any(not torch.equal(x, y) for x, y in zip(a.values(), b.values(), strict=True))
+               for a, b in itertools.pairwise(states)]  # fmt: skip
+    assert changed == [True, True, True, False, True, True]
+    assert all(x.isfinite().all() for x in states[-1].values())
+    assert "at step 4: skipped. Pairs of rank 0: poisoned frames" in capsys.readouterr().out
+
+
+def test_too_many_skipped_steps_in_a_row_end_the_run(training, small_config, tmp_path, monkeypatch):
+    poison(monkeypatch, 0, 1, 3, 4, 5)
     with pytest.raises(
-        NonFiniteLossError, match="the loss is nan at step 3, batch 0 of 1; its pairs: poisoned frames"
+        NonFiniteLossError,
+        match=r"nan, at step 6, the last of 3 in a row \(max_skipped=2\); pairs of rank 0: poisoned frames",
     ):
-        pretrain(training(), small_config, [PoisonedClip()], tmp_path, console=QUIET)
-    assert checkpoint.load(tmp_path / "checkpoint.pt")["step"] == 2
-    assert all(np.isfinite(loss) for _, loss, _ in losses(tmp_path))
+        pretrain(training(max_skipped=2), small_config, [PoisonedClip()], tmp_path, console=QUIET)
+    assert checkpoint.load(tmp_path / "checkpoint.pt")["step"] == 4
 
 
 def test_another_run_is_not_overwritten(training, small_config, clips, tmp_path):
@@ -252,27 +253,15 @@ def test_a_corrupt_checkpoint_is_named(training, small_config, clips, tmp_path, 
         pretrain(training(steps=2), small_config, clips, tmp_path, resume=True, console=QUIET)
 
 
-def test_a_failed_write_leaves_the_last_checkpoint(tmp_path, monkeypatch):
-    path = tmp_path / "checkpoint.pt"
-    checkpoint.save(path, {"step": 1})
-
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(CheckpointError, match=r"No space left on device.*what was there before is intact"):
-        checkpoint.save(path, {"step": 2})
-    assert checkpoint.load(path) == {"step": 1}
-    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
-
-
 def test_a_bad_frame_is_reported_and_training_goes_on(training, small_config, tmp_path, clips, capsys):
     folder = write_images(tmp_path / "clip", clips[0].read(range(44), 32))
     (folder / "img9.png").write_bytes(b"broken")
     found, _ = find_clips([folder])
     console = Console(width=300)
     pretrain(training(batch_size=16), small_config, found, tmp_path / "out", console=console)
-    assert "1 files were passed over" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "1 files were passed over, " in printed
+    assert printed.count("img9.png: is not an image that can be decoded (6 bytes)") == 1
     for path in folder.iterdir():
         path.write_bytes(b"broken")
     with pytest.raises(FrameError, match="16 pairs in a row could not be read"):
@@ -291,10 +280,17 @@ def test_problems_are_listed_once(capsys):
 
 @pytest.mark.parametrize(
     ("setting", "message"),
-    [({"steps": 0}, "steps=0; it must be at least 1"), ({"warmup": 2.0}, "warmup=2.0; it is a share")],
+    [
+        ({"steps": 0}, "steps=0; it must be at least 1"),
+        ({"workers": -1}, "workers=-1; it must be at least 0"),
+        ({"warmup": 2.0}, "warmup=2.0; it is a share"),
+        ({"motion": (20, 10)}, "motion=(20, 10); it must be two grey levels in [0, 255], low to high"),
+        ({"motion_end": (0, 256)}, "motion_end=(0, 256); it must be"),
+        ({"candidates": 0.5}, "candidates=0.5; at least 1 pair is read"),
+    ],
 )
 def test_bad_settings_are_named(setting, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=re.escape(message)):
         PretrainConfig(**setting)
 
 
@@ -302,6 +298,97 @@ def test_bad_settings_are_named(setting, message):
 def test_a_missing_gpu_is_named(training, small_config, clips, tmp_path):
     with pytest.raises(RuntimeError, match="device='cuda', but torch sees no GPU"):
         pretrain(training(device="cuda"), small_config, clips, tmp_path, console=QUIET)
+
+
+def test_kept_checkpoints_stay(training, small_config, clips, tmp_path):
+    pretrain(training(keep_every=4, checkpoint_every=3), small_config, clips, tmp_path, console=QUIET)
+    assert sorted(p.name for p in tmp_path.glob("*.pt")) == ["checkpoint-4.pt", "checkpoint.pt"]
+    assert checkpoint.load(tmp_path / "checkpoint-4.pt")["step"] == 4
+
+
+def test_time_spent_waiting_for_frames_is_logged_and_told(training, small_config, tmp_path, capsys):
+    class Slow(PoisonedClip):
+        def read(self, indices, size):
+            time.sleep(0.05)
+            return super().read(indices, size)
+
+    pretrain(training(), small_config, [Slow()], tmp_path, console=Console(width=200))
+    waited = [e["seconds_waiting"] for e in read_log(tmp_path)]
+    assert len(waited) == 6
+    assert min(waited) >= 4 * 0.05
+    assert re.search(r"waited for frames \d+% of the time: more --training.workers", capsys.readouterr().out)
+
+
+def test_collapse_is_told_once(training, small_config, tmp_path, capsys):
+    small_config.aggregation = "off"
+    pretrain(training(steps=25, checkpoint_every=100), small_config, [PoisonedClip()], tmp_path,
+             console=Console(width=300))  # fmt: skip
+    assert capsys.readouterr().out.count("the contextual token has collapsed") == 1  # all frames are black
+
+
+class Steps:
+    """Pairs whose motion is known: frame i + 1 is brighter than frame i by ``step`` grey levels."""
+
+    fps = 30.0
+
+    def __init__(self, step):
+        self.step, self.name = step, f"by {step}"
+
+    def __len__(self):
+        return 2
+
+    def read(self, indices, size):
+        return np.stack([np.full((3, size, size), i * self.step, np.uint8) for i in indices])
+
+
+def test_motion_is_the_difference_of_the_patches_that_differ_most():
+    frames = torch.full((2, 3, 32, 32), 100, dtype=torch.uint8)
+    later = frames.clone()
+    later[0, :, :16, :16] = 120  # 4 of 16 patches
+    later[1, :, :8, :16] = 120  # 2 of 16
+    torch.testing.assert_close(pair_motion(frames, later, 8), torch.tensor([20.0, 10.0]), atol=1e-4, rtol=0)
+
+
+def test_rejected_pairs_make_room_for_others_and_count_for_nothing():
+    frames = torch.zeros(5, 3, 32, 32, dtype=torch.uint8)
+    later = frames + torch.tensor([1, 30, 2, 40, 200], dtype=torch.uint8)[:, None, None, None]
+    chosen = choose_pairs({"frames": frames, "later": later}, 3, (20, 100), 8)
+    assert chosen["later"][:, 0, 0, 0].tolist() == [1, 30, 40]
+    assert chosen["weight"].tolist() == [0, 1.5, 1.5]
+    none = choose_pairs({"frames": frames, "later": later}, 3, (50, 100), 8)
+    assert none["weight"].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("aggregation", ["mse", "dino"])
+@pytest.mark.parametrize("weighting", ["uniform", "motion"])
+def test_a_pair_of_weight_0_leaves_the_losses_alone(small, pair, aggregation, weighting):
+    model = small(aggregation=aggregation, reconstruction_weight=weighting)
+    frames, later = pair
+
+    def losses(later, weight):
+        batch = {"frames": frames, "later": later, "weight": weight}
+        result = model(batch, torch.Generator().manual_seed(0))
+        return torch.stack([result["loss_reconstruction"], result["loss_aggregation"]])
+
+    other = torch.cat([later[:3], later[:1].flip(-1)])
+    weight = torch.tensor([4 / 3, 4 / 3, 4 / 3, 0])
+    torch.testing.assert_close(losses(later, weight), losses(other, weight))
+    assert (losses(later, torch.ones(4)) != losses(other, torch.ones(4))).all()
+
+
+def test_motion_limits_choose_what_is_trained_on(training, small_config, tmp_path):
+    clips = [Steps(1), Steps(30)]
+    config = training(steps=4, motion=(10, 255), motion_end=(0, 255), candidates=4.0)
+    pretrain(config, small_config, clips, tmp_path / "first", console=QUIET)
+    accepted = [e["accepted"] for e in read_log(tmp_path / "first")]
+    assert accepted == [1, 1, 1, 1]
+    config = training(steps=4, motion=(50, 255))
+    pretrain(config, small_config, clips, tmp_path / "none", console=QUIET)
+    log = read_log(tmp_path / "none")
+    assert [e["accepted"] for e in log] == [0] * 4
+    assert [e["loss"] for e in log] == [0] * 4
+    assert motion_limits_at(0, training(steps=4, motion=(10, 255), motion_end=(0, 100))) == (10, 255)
+    assert motion_limits_at(3, training(steps=4, motion=(10, 255), motion_end=(0, 100))) == (0, 100)
 
 
 def test_auroc_counts_pairs():

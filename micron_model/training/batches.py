@@ -1,0 +1,125 @@
+"""The batches of a run: from clips or from shards, the same whether or not it was stopped on the way."""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import cv2
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ..data.frames import Clip, FrameError
+from ..data.pairs import FramePairs, collate
+from ..data.shards import Position, ShardPairs
+from ..data.shards import fingerprint as fingerprint_of_shards
+from .config import PretrainConfig
+from .distributed import Ranks
+
+#: Where the consumers of a rank are in their shards, see ``ShardPairs``.
+Positions = dict[int, Position]
+
+
+def sort_out(data: Sequence[Clip] | Sequence[str]) -> tuple[list[Clip], list[str]]:
+    """(clips, addresses of shards), of which one is empty."""
+    shards = [x for x in data if isinstance(x, str)]
+    return [x for x in data if not isinstance(x, str)], shards
+
+
+def fingerprint(data: Sequence[Clip] | Sequence[str]) -> str:
+    """What the data are, for the check that a run goes on with those it began with."""
+    clips, shards = sort_out(data)
+    if shards:
+        return fingerprint_of_shards(shards)
+    described = "\n".join(f"{clip.name} {len(clip)} {clip.fps}" for clip in clips)
+    return f"{len(data)} clips {hashlib.sha256(described.encode()).hexdigest()[:16]}"
+
+
+class _InOrder(Sampler[list[int]]):
+    """The samples of a rank's batches, step by step; made one by one, since a run may have millions."""
+
+    def __init__(self, first: int, last: int, config: PretrainConfig, ranks: Ranks):
+        self.first, self.last, self.size, self.ranks = first, last, config.pairs_read, ranks
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in range(self.first, self.last):
+            start = (batch * self.ranks.count + self.ranks.rank) * self.size
+            yield list(range(start, start + self.size))
+
+
+def _start_worker(_worker: int) -> None:
+    # Ctrl-C reaches the workers too, and the training process needs their batches to finish its step.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+
+
+class Batches:
+    """An iterator over a rank's batches, a list of ``accumulate`` of them for each step that remains.
+
+    Args:
+        data: clips, or the addresses of shards.
+        image_size: side of the frames in pixels.
+        config: how to train.
+        ranks: this process among the others.
+        step: the first step.
+        positions: where a stopped run was in its shards.
+        pin: whether batches are put into pinned memory, from which a GPU copies faster.
+    """
+
+    def __init__(
+        self,
+        data: Sequence[Clip] | Sequence[str],
+        image_size: int,
+        config: PretrainConfig,
+        ranks: Ranks,
+        *,
+        step: int = 0,
+        positions: Positions | None = None,
+        pin: bool = False,
+    ):
+        self.config, self.ranks = config, ranks
+        self.positions: Positions = dict(positions or {})
+        self.batch = step * config.accumulate
+        last = config.steps * config.accumulate
+        options: dict[str, Any] = {"delta": config.delta, "flip": config.flip}
+        dataset: Dataset
+        clips, shards = sort_out(data)
+        if shards:
+            dataset = ShardPairs(
+                shards, image_size, config.seed, **options, pairs_per_run=config.pairs_per_run, rank=ranks.rank,
+                ranks=ranks.count, start=self.positions, first_worker=self.batch,
+            )  # fmt: skip
+            how: dict[str, Any] = {"batch_size": config.pairs_read}
+        else:
+            dataset = FramePairs(clips, image_size, config.seed, **options)
+            how = {"batch_sampler": _InOrder(self.batch, last, config, ranks)}
+        self._loader = iter(
+            DataLoader(
+                dataset,
+                collate_fn=collate,
+                num_workers=config.workers,
+                worker_init_fn=_start_worker,
+                # OpenCV's threads do not survive a fork: a forked worker could wait for them for ever.
+                multiprocessing_context="spawn" if config.workers else None,
+                pin_memory=pin,
+                **how,
+            )
+        )
+        self.last = last
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        while self.batch < self.last:
+            yield [self._next() for _ in range(self.config.accumulate)]
+
+    def _next(self) -> dict[str, Any]:
+        try:
+            batch = next(self._loader)
+        except FrameError as error:  # from a worker it comes with a traceback in its message
+            raise FrameError(str(error).strip().splitlines()[-1].split("FrameError: ")[-1]) from None
+        if "position" in batch:
+            self.positions[batch["consumer"]] = batch["position"]
+        self.batch += 1
+        return batch

@@ -1,0 +1,145 @@
+"""The state of a pre-training run, what a checkpoint holds of it, and when a run may go on from one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..config import MicronBERTConfig
+from ..data.frames import Clip
+from ..micron_bert import MicronBERT
+from . import checkpoint
+from .batches import Positions, fingerprint, sort_out
+from .config import FREE, PretrainConfig
+from .distributed import Ranks
+
+
+def device_type(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise RuntimeError(f"device={name!r}, but torch sees no GPU; 'auto' takes what there is")
+    return torch.device(name).type
+
+
+def resolve_device(name: str, ranks: Ranks) -> torch.device:
+    kind = device_type(name)
+    if ranks.count > 1 and kind == "cuda":
+        return torch.device("cuda", ranks.local)
+    return torch.device(kind if name == "auto" else name)
+
+
+def _optimizer(model: nn.Module, config: PretrainConfig, device: torch.device) -> torch.optim.AdamW:
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    decayed = [p for name, p in trained if p.dim() == 2]
+    others = [p for name, p in trained if p.dim() != 2]
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    fused = device.type in ("cpu", "cuda")
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=fused or None)
+
+
+class Run:
+    """The state of a run: what a checkpoint holds."""
+
+    def __init__(
+        self,
+        config: PretrainConfig,
+        model_config: MicronBERTConfig,
+        data: Sequence[Clip] | Sequence[str],
+        out: Path,
+        ranks: Ranks,
+    ):
+        self.config, self.out, self.ranks = config, out, ranks
+        self.device = resolve_device(config.device, ranks)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.model = MicronBERT(model_config).to(self.device).train()
+        self.optimizer = _optimizer(self.model, config, self.device)
+        self.step = 0
+        self.skipped_in_a_row = 0
+        self.positions: Positions = {}
+        described = fingerprint(data)
+        everywhere = ranks.gather(described)
+        if len(set(everywhere)) > 1:
+            raise ValueError(f"the ranks see different data: {everywhere}. All must be given the same")
+        # Through JSON, so that what is compared on resuming is what a file can hold.
+        self.settings = json.loads(
+            json.dumps(
+                {
+                    "training": asdict(config),
+                    "model": asdict(model_config),
+                    "data": described,
+                    "ranks": ranks.count,
+                    "readers": ranks.count * max(1, config.workers) if sort_out(data)[1] else None,
+                }
+            )
+        )
+
+    @property
+    def path(self) -> Path:
+        return self.out / "checkpoint.pt"
+
+    def save(self, positions: Positions) -> None:
+        """Every rank calls it; the first writes."""
+        everywhere = self.ranks.gather(positions)
+        if not self.ranks.is_first:
+            return
+        content = {
+            "step": self.step,
+            "skipped_in_a_row": self.skipped_in_a_row,
+            "positions": {consumer: place for part in everywhere for consumer, place in part.items()},
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "settings": self.settings,
+        }
+        checkpoint.save(self.path, content)
+        if self.config.keep_every and self.step % self.config.keep_every == 0:
+            checkpoint.save(self.out / f"checkpoint-{self.step}.pt", content)
+
+    def resume(self) -> None:
+        content = checkpoint.load(self.path, self.device)
+        for name in ("step", "skipped_in_a_row", "positions", "model", "optimizer", "settings"):
+            if name not in content:
+                raise checkpoint.CheckpointError(
+                    f"{self.path}: has no {name!r}; it is not a checkpoint of pretrain"
+                )
+        self._check_settings(content["settings"])
+        self.model.load_state_dict(content["model"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.step, self.skipped_in_a_row = content["step"], content["skipped_in_a_row"]
+        self.positions = content["positions"]
+        if (
+            content["settings"]["readers"] != self.settings["readers"]
+        ):  # asked for: a new epoch for every reader
+            epoch = 1 + max((place[0] for place in self.positions.values()), default=-1)
+            self.positions = dict.fromkeys(range(self.settings["readers"] or 0), (epoch, 0, 0))
+
+    def _check_settings(self, stored: dict[str, Any]) -> None:
+        differences = []
+        for part in ("training", "model"):
+            for name, value in self.settings[part].items():
+                before = stored[part].get(name)
+                if before != value and name not in FREE:
+                    differences.append(f"{name} was {before!r}, is {value!r}")
+        if stored["data"] != self.settings["data"]:
+            differences.append(f"data was {stored['data']}, is {self.settings['data']}")
+        if differences:
+            raise checkpoint.CheckpointError(
+                f"{self.path}: belongs to a run with other settings: {'; '.join(differences)}. "
+                "Give the same settings, or another folder"
+            )
+        for name, what in (("ranks", "ranks"), ("readers", "readers of shards (ranks × workers)")):
+            if stored[name] != self.settings[name] and not self.config.other_ranks:
+                raise checkpoint.CheckpointError(
+                    f"{self.path}: belongs to a run of {stored[name]} {what}, this one has {self.settings[name]}: "
+                    "its steps would have other pairs. Start as many, or allow it with --training.other-ranks"
+                )

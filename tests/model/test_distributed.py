@@ -1,0 +1,162 @@
+"""Several processes, as torchrun starts them; gloo on the CPU."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from micron_model.training import checkpoint
+from micron_model.training.log import read_log
+
+pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without")
+
+SMALL = [
+    *("pretrain", "--preset", "tiny", "--training.device", "cpu"),
+    *("--model.image-size", "32", "--model.width", "32", "--model.decoder-width", "32"),
+    *(
+        "--model.depth",
+        "1",
+        "--model.decoder-depth",
+        "1",
+        "--model.dino-hidden",
+        "32",
+        "--model.local-crops",
+        "2",
+    ),
+    *("--training.batch-size", "4"),
+]
+
+
+def command(ranks, out, *arguments):
+    ours = ["-m", "micron_model.cli", *SMALL, "--out", str(out), *arguments]
+    if ranks == 1:
+        return [sys.executable, *ours]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    return [sys.executable, *launcher, *ours]
+
+
+def environment():
+    return os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+
+
+def run(ranks, out, *arguments, fails=False):
+    done = subprocess.run(
+        command(ranks, out, *arguments), env=environment(), capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode != 0) == fails, done.stderr
+    return re.sub(r"\s+", " ", done.stderr)
+
+
+def curve(folder):
+    return torch.tensor(
+        [[e["loss"], e["loss_aggregation"], e["gradient_norm"]] for e in read_log(folder)],
+        dtype=torch.float64,
+    )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--model.poi", "hard", "--training.steps", "6"],
+        # Each option that needs sums over ranks or skips a parameter.
+        ["--model.aggregation", "dino", "--model.poi", "off", "--training.steps", "6", "--training.motion", "4", "255",
+         "--training.candidates", "1.5"],
+    ],
+    ids=["mse", "dino"],
+)  # fmt: skip
+def test_two_ranks_have_the_losses_of_one_process(options, tmp_path):
+    run(2, tmp_path / "two", *options, "--training.accumulate", "2")
+    run(1, tmp_path / "one", *options, "--training.accumulate", "4")
+    torch.testing.assert_close(curve(tmp_path / "two"), curve(tmp_path / "one"), rtol=2e-5, atol=1e-6)
+    states = [checkpoint.load(tmp_path / name / "checkpoint.pt")["model"] for name in ("two", "one")]
+    assert states[0].keys() == states[1].keys()  # no prefix of a wrapper
+    for name, x in states[0].items():
+        y = states[1][name]
+        if name.endswith(
+            "qkv.bias"
+        ):  # a row softmax ignores the keys' bias: its gradient is rounding alone, which
+            x, y = (torch.cat([z.chunk(3)[0], z.chunk(3)[2]]) for z in (x, y))  # Adam makes as large as any
+        if not name.endswith("to_k.bias"):
+            torch.testing.assert_close(x, y, rtol=1e-3, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def wait_for(condition, process):
+    deadline = time.monotonic() + 90
+    while not condition():
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.02)
+
+
+def steps_of(folder):
+    return len(read_log(folder)) if (folder / "log.jsonl").exists() else 0
+
+
+def test_a_rank_that_dies_ends_the_others_and_the_run_resumes(tmp_path):
+    options = ["--training.steps", "30", "--training.checkpoint-every", "5"]
+    run(2, tmp_path / "whole", *options)
+    slow = [*options, "--training.steps", "30"]
+    process = subprocess.Popen(
+        command(2, tmp_path / "killed", *slow), env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    wait_for(lambda: steps_of(tmp_path / "killed") >= 7, process)
+    # The ranks are torchrun's children, in the order in which they were started.
+    children = subprocess.run(
+        ["pgrep", "-P", str(process.pid)], capture_output=True, text=True
+    ).stdout.split()
+    os.kill(int(children[1]), signal.SIGKILL)
+    _, printed = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert steps_of(tmp_path / "killed") < 30
+    printed = re.sub(r"\s+", " ", printed)
+    assert "rank 0 of 2: another rank has ended or cannot be reached" in printed
+    assert "--resume goes on from the last checkpoint" in printed
+    refused = run(1, tmp_path / "killed", *options, "--resume", fails=True)
+    assert "belongs to a run of 2 ranks, this one has 1" in refused
+    run(2, tmp_path / "killed", *options, "--resume")
+    assert torch.equal(curve(tmp_path / "killed"), curve(tmp_path / "whole"))
+    assert "allow it with --training.other-ranks" in refused
+
+
+def test_a_signal_stops_all_ranks_after_one_step_and_another_number_may_go_on(tmp_path):
+    options = ["--training.steps", "400", "--training.checkpoint-every", "400"]
+    process = subprocess.Popen(
+        command(2, tmp_path / "run", *options), env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    wait_for(lambda: steps_of(tmp_path / "run") >= 3, process)
+    children = subprocess.run(
+        ["pgrep", "-P", str(process.pid)], capture_output=True, text=True
+    ).stdout.split()
+    os.kill(int(children[1]), signal.SIGTERM)  # one rank alone is told
+    _, printed = process.communicate(timeout=60)
+    step = checkpoint.load(tmp_path / "run" / "checkpoint.pt")["step"]
+    assert 3 <= step < 400
+    assert f"stopped by SIGTERM after step {step}" in re.sub(r"\s+", " ", printed)
+    shorter = ["--training.steps", "400", "--training.max-skipped", "5", "--training.other-ranks"]
+    process = subprocess.Popen(command(1, tmp_path / "run", *shorter, "--resume"), env=environment(),
+                               stderr=subprocess.DEVNULL)  # fmt: skip
+    wait_for(lambda: steps_of(tmp_path / "run") > step + 2, process)
+    process.terminate()
+    assert process.wait(timeout=60) == 128 + signal.SIGTERM
+
+
+def test_ranks_that_see_other_data_are_told(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, pathlib\n"
+        "from micron_model import preset\n"
+        "from micron_model.data import synthetic_clips\n"
+        "from micron_model.training import PretrainConfig, pretrain\n"
+        "clips = synthetic_clips(range(1 + int(os.environ['RANK'])))\n"
+        "config = PretrainConfig(steps=1, device='cpu')\n"
+        f"pretrain(config, preset('tiny'), clips, pathlib.Path({str(tmp_path)!r}))\n"
+    )
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*launcher, script], env=environment(), capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0
+    assert "the ranks see different data: ['3 clips" in done.stderr

@@ -1,0 +1,87 @@
+"""One curve, whatever computes it: reference operators, native ones, compiled, on a CPU or a GPU.
+
+Held to the rule of the operators: the distance from fp64 may be twice that of the reference in fp32. Rounding
+errors grow as training goes on, in all of them alike, so one curve is no more than one draw: several are pooled.
+"""
+
+import copy
+import functools
+
+import pytest
+import torch
+
+from micron_kernels.info import OPERATORS
+from micron_kernels.testing import assert_within_rounding
+from micron_model import MicronBERT, preset
+from micron_model.data import FramePairs, synthetic_clips
+from micron_model.data.pairs import collate
+
+STEPS, BATCH, SEEDS = 200, 2, (0, 1)
+
+
+@functools.cache
+def batches(seed):
+    frames = FramePairs(synthetic_clips(range(4)), 64, seed)
+    return [collate([frames[BATCH * step + i] for i in range(BATCH)]) for step in range(STEPS)]
+
+
+@functools.cache
+def start(seed):
+    torch.manual_seed(seed)
+    # Who asks whom differs too, so that both roles are seen.
+    return MicronBERT(preset("tiny", tied_start=True, roles="code" if seed else "paper"))
+
+
+def curve(dtype=torch.float32, device="cpu", compiled=False):
+    """The losses of every seed, (seeds · steps), fp64."""
+    losses = []
+    for seed in SEEDS:
+        model = copy.deepcopy(start(seed)).to(device, dtype)
+        if compiled:
+            model.encoder.compile()
+            model.decoder.compile()
+        optimizer = torch.optim.AdamW(model.parameters(), 3e-4)
+        for step, batch in enumerate(batches(seed)):
+            pair = {name: model.normalize(batch[name].to(device)).to(dtype) for name in ("frames", "later")}
+            loss = model(pair, torch.Generator().manual_seed(step))["loss"]
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+    return torch.tensor(losses, dtype=torch.float64)
+
+
+def curve_of_the_reference(monkeypatch, dtype):
+    with monkeypatch.context() as patch:
+        for ops in OPERATORS.values():
+            for name in set(ops.IMPLEMENTATIONS) - {"reference"}:
+                patch.delitem(ops.IMPLEMENTATIONS, name)
+        return curve(dtype)
+
+
+@pytest.fixture(scope="module")
+def expected():
+    with pytest.MonkeyPatch.context() as patch:
+        oracle, reference = (curve_of_the_reference(patch, dtype) for dtype in (torch.float64, torch.float32))
+    assert oracle[STEPS - 10 : STEPS].mean() < 0.2 * oracle[:10].mean()  # it learns
+    return oracle, reference - oracle
+
+
+def check(name, tested, expected):
+    oracle, plain_error = expected
+    assert_within_rounding(name, tested.float(), oracle, plain_error=plain_error)
+
+
+def test_native_operators_give_the_curve_of_the_reference(expected):
+    if not all("native" in ops.IMPLEMENTATIONS for ops in OPERATORS.values()):
+        pytest.skip("the extension was not built")
+    check("native", curve(), expected)
+
+
+def test_compilation_gives_the_same_curve(expected):
+    check("compiled", curve(compiled=True), expected)
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_the_curve_of_the_cpu(expected):
+    check("gpu", curve(device="cuda"), expected)
