@@ -41,6 +41,8 @@ TARGETS = [
     Target("diagonal_attention", f"forward {LARGE}", "of eager's extra memory", _memory, 0.01, at_most=True),
     Target("diagonal_attention", f"forward + backward {SMALL}", "times the best peer", _over_best_peer, 2),
     Target("diagonal_attention", f"forward + backward {LARGE}", "times the best peer", _over_best_peer, 2),
+    Target("pretrain_step", "base", "times the published structure", _over_best_peer, 3),
+    Target("pretrain_step", "base", "of the matrix rate", _of_ours("share_of_matrix_rate"), 0.5),
     Target("frame_difference", "uint8", "of the copy bandwidth", _of_ours("share_of_copy_bandwidth"), 0.9),
     Target("swap_patches", "uint8", "of the copy bandwidth", _of_ours("share_of_copy_bandwidth"), 0.9),
     Target("poi_topk", "topk_mask", "times topk + scatter", _over_topk, 4),

@@ -26,6 +26,7 @@ PEERS = {
     "flash": "#CC79A7",
     "efficient": "#E69F00",
     "flex": "#56B4E9",
+    "published structure": "#999999",
 }
 
 
