@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,9 @@ class Ranks:
     local: int = 0
     """Number of this process on its machine: the GPU that it takes."""
 
+    joined_here: bool = False
+    """Whether ``join`` made the group that connects them, so that this run ends it."""
+
     @property
     def is_first(self) -> bool:
         """Whether this is the process that logs, evaluates and writes."""
@@ -46,40 +50,46 @@ class Ranks:
         return gathered
 
 
-@contextlib.contextmanager
-def join(device_type: str) -> Iterator[Ranks]:
-    """Join the processes that torchrun started; alone where it started none.
-
-    Raises:
-        RankLostError: inside, when an exchange fails because another process has gone.
-    """
+def join(device_type: str) -> Ranks:
+    """Join the processes that torchrun started; alone where it started none."""
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
-        yield Ranks()
-        return
+        return Ranks()
     local = int(os.environ.get("LOCAL_RANK", 0))
     ours = not distributed.is_initialized()
     if ours:
         if device_type == "cuda":
             torch.cuda.set_device(local)
         distributed.init_process_group("nccl" if device_type == "cuda" else "gloo")
-    ranks = Ranks(distributed.get_rank(), distributed.get_world_size(), local)
+    return Ranks(distributed.get_rank(), distributed.get_world_size(), local, joined_here=ours)
+
+
+@contextlib.contextmanager
+def until_all_are_done(ranks: Ranks) -> Iterator[None]:
+    """Leave the group only when every rank has done what is inside, or one of them is lost.
+
+    torchrun sends SIGTERM to those that are left of a run, at once: a process must note it, not obey it, to have
+    the time to say why it ends.
+
+    Raises:
+        RankLostError: an exchange inside failed because another process has gone.
+    """
     try:
-        yield ranks
-        ranks.gather(
-            None
-        )  # none leaves while another may still be writing: what then fails, all must hear of
+        yield
+        ranks.gather(None)  # another may still be writing: what then fails, all must hear of
     except RuntimeError as error:
-        if ranks.count > 1 and _says_a_peer_is_gone(error):
-            raise RankLostError(
-                f"rank {ranks.rank} of {ranks.count}: another rank has ended or cannot be reached "
-                f"({str(error).splitlines()[0]}). What it said is above or on its machine; --resume goes on from "
-                "the last checkpoint"
-            ) from error
-        raise
+        if ranks.count == 1 or not _says_a_peer_is_gone(error):
+            raise
+        traceback.clear_frames(error.__traceback__)  # they hold the model, and it the group
+        raise RankLostError(
+            f"rank {ranks.rank} of {ranks.count}: another rank has ended or cannot be reached "
+            f"({str(error).splitlines()[0]}). What it said is above or on its machine; --resume goes on from "
+            "the last checkpoint"
+        ) from error
     finally:
-        # DDP lies in cycles that hold the group: its threads must have ended before the process does.
+        # The group's threads hold tensors that Python owns, and abort the process if they outlive the interpreter.
+        # They end with the last reference to the group, and DDP's lies in a cycle.
         gc.collect()
-        if ours:
+        if ranks.joined_here:
             distributed.destroy_process_group()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
 import math
 import signal
 import time
@@ -31,7 +32,7 @@ from . import checkpoint
 from .batches import Batches
 from .config import PretrainConfig, learning_rate_at, motion_limits_at
 from .device_input import choose_pairs
-from .distributed import join
+from .distributed import join, until_all_are_done
 from .log import RunLog
 from .problems import ProblemReport
 from .run import Run, device_type
@@ -44,6 +45,14 @@ Evaluate = Callable[[MicronBERT], dict[str, float]]
 COLLAPSED = 0.01
 #: What the log says of each step, as means over its batches and ranks.
 _LOGGED = ("loss", "loss_reconstruction", "loss_aggregation", "contextual_variance", "accepted")
+
+
+#: DDP's option has this name from torch 2.13 on, and the other before.
+_SYNC_BUFFERS = (
+    "forward_sync_buffers"
+    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    else "broadcast_buffers"
+)
 
 
 class NonFiniteLossError(RuntimeError):
@@ -87,8 +96,8 @@ class _Trainer:
             self.forward = DistributedDataParallel(
                 run.model,
                 device_ids=[run.device] if run.device.type == "cuda" else None,
-                broadcast_buffers=False,  # constants, and a centre that every rank computes alike
                 gradient_as_bucket_view=True,
+                **{_SYNC_BUFFERS: False},  # constants, and a centre that every rank computes alike
             )
 
     def _losses(self, batch: dict[str, Any], part: int) -> dict[str, Tensor]:
@@ -223,7 +232,8 @@ def pretrain(
         FrameError: 16 pairs in a row could not be read, or not one of all shards.
     """
     console = console or Console(stderr=True)
-    with join(device_type(config.device)) as ranks:
+    ranks = join(device_type(config.device))
+    with NotedSignals() as signals, until_all_are_done(ranks):
         run = Run(config, model_config, data, out, ranks)
         if run.path.exists() and not resume:
             raise checkpoint.CheckpointError(
@@ -233,14 +243,18 @@ def pretrain(
             run.resume()
         elif resume and ranks.is_first:
             console.print(f"{run.path} does not exist: starting from scratch")
-        _train(run, data, evaluate if ranks.is_first else None, console)
+        _train(run, data, evaluate if ranks.is_first else None, console, signals)
         if ranks.is_first:
             run.model.save_pretrained(out / "model")
         return run.model.eval()
 
 
 def _train(
-    run: Run, data: Sequence[Clip] | Sequence[str], evaluate: Evaluate | None, console: Console
+    run: Run,
+    data: Sequence[Clip] | Sequence[str],
+    evaluate: Evaluate | None,
+    console: Console,
+    signals: NotedSignals,
 ) -> None:
     config, ranks, out = run.config, run.ranks, run.out
     out.mkdir(parents=True, exist_ok=True)
@@ -260,7 +274,7 @@ def _train(
 
     waited, began, first = 0.0, time.perf_counter(), run.step
     try:
-        with NotedSignals() as signals, _progress_bar(console, ranks.is_first) as progress:
+        with _progress_bar(console, ranks.is_first) as progress:
             task = progress.add_task(
                 "pre-training", total=config.steps, completed=run.step, rate=0.0, losses=""
             )

@@ -16,20 +16,10 @@ from micron_model.training.log import read_log
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without")
 
 SMALL = [
-    *("pretrain", "--preset", "tiny", "--training.device", "cpu"),
-    *("--model.image-size", "32", "--model.width", "32", "--model.decoder-width", "32"),
-    *(
-        "--model.depth",
-        "1",
-        "--model.decoder-depth",
-        "1",
-        "--model.dino-hidden",
-        "32",
-        "--model.local-crops",
-        "2",
-    ),
-    *("--training.batch-size", "4"),
-]
+    "pretrain", "--preset", "tiny", "--training.device", "cpu", "--training.batch-size", "4",
+    "--model.image-size", "32", "--model.width", "32", "--model.depth", "1", "--model.decoder-width", "32",
+    "--model.decoder-depth", "1", "--model.dino-hidden", "32", "--model.local-crops", "2",
+]  # fmt: skip
 
 
 def command(ranks, out, *arguments):
@@ -77,17 +67,22 @@ def test_two_ranks_have_the_losses_of_one_process(options, tmp_path):
     assert states[0].keys() == states[1].keys()  # no prefix of a wrapper
     for name, x in states[0].items():
         y = states[1][name]
-        if name.endswith(
-            "qkv.bias"
-        ):  # a row softmax ignores the keys' bias: its gradient is rounding alone, which
-            x, y = (torch.cat([z.chunk(3)[0], z.chunk(3)[2]]) for z in (x, y))  # Adam makes as large as any
+        # A row softmax ignores the keys' bias: its gradient is rounding alone, which Adam makes as large as any.
+        if name.endswith("qkv.bias"):
+            x, y = (torch.cat([z.chunk(3)[0], z.chunk(3)[2]]) for z in (x, y))
         if not name.endswith("to_k.bias"):
             torch.testing.assert_close(x, y, rtol=1e-3, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def wait_for(condition, process):
+def start(ranks, out, *arguments):
+    return subprocess.Popen(
+        command(ranks, out, *arguments), env=environment(), stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_for_step(step, folder, process):
     deadline = time.monotonic() + 90
-    while not condition():
+    while steps_of(folder) < step:
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.02)
@@ -97,52 +92,49 @@ def steps_of(folder):
     return len(read_log(folder)) if (folder / "log.jsonl").exists() else 0
 
 
+def second_of_two(process):
+    """The process of rank 1: the ranks are torchrun's children, in the order in which they were started."""
+    found = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True)
+    return int(found.stdout.split()[1])
+
+
+def printed_by(process):
+    """What it printed until it ended, as one line."""
+    return re.sub(r"\s+", " ", process.communicate(timeout=60)[1])
+
+
 def test_a_rank_that_dies_ends_the_others_and_the_run_resumes(tmp_path):
     options = ["--training.steps", "30", "--training.checkpoint-every", "5"]
     run(2, tmp_path / "whole", *options)
-    slow = [*options, "--training.steps", "30"]
-    process = subprocess.Popen(
-        command(2, tmp_path / "killed", *slow), env=environment(), stderr=subprocess.PIPE, text=True
-    )
-    wait_for(lambda: steps_of(tmp_path / "killed") >= 7, process)
-    # The ranks are torchrun's children, in the order in which they were started.
-    children = subprocess.run(
-        ["pgrep", "-P", str(process.pid)], capture_output=True, text=True
-    ).stdout.split()
-    os.kill(int(children[1]), signal.SIGKILL)
-    _, printed = process.communicate(timeout=60)
-    assert process.returncode != 0
+    killed = start(2, tmp_path / "killed", *options)
+    wait_for_step(7, tmp_path / "killed", killed)
+    os.kill(second_of_two(killed), signal.SIGKILL)
+    said = printed_by(killed)
+    assert killed.returncode != 0
     assert steps_of(tmp_path / "killed") < 30
-    printed = re.sub(r"\s+", " ", printed)
-    assert "rank 0 of 2: another rank has ended or cannot be reached" in printed
-    assert "--resume goes on from the last checkpoint" in printed
+    assert "rank 0 of 2: another rank has ended or cannot be reached" in said
+    assert "--resume goes on from the last checkpoint" in said
     refused = run(1, tmp_path / "killed", *options, "--resume", fails=True)
     assert "belongs to a run of 2 ranks, this one has 1" in refused
+    assert "allow it with --training.other-ranks" in refused
     run(2, tmp_path / "killed", *options, "--resume")
     assert torch.equal(curve(tmp_path / "killed"), curve(tmp_path / "whole"))
-    assert "allow it with --training.other-ranks" in refused
 
 
 def test_a_signal_stops_all_ranks_after_one_step_and_another_number_may_go_on(tmp_path):
     options = ["--training.steps", "400", "--training.checkpoint-every", "400"]
-    process = subprocess.Popen(
-        command(2, tmp_path / "run", *options), env=environment(), stderr=subprocess.PIPE, text=True
-    )
-    wait_for(lambda: steps_of(tmp_path / "run") >= 3, process)
-    children = subprocess.run(
-        ["pgrep", "-P", str(process.pid)], capture_output=True, text=True
-    ).stdout.split()
-    os.kill(int(children[1]), signal.SIGTERM)  # one rank alone is told
-    _, printed = process.communicate(timeout=60)
+    stopped = start(2, tmp_path / "run", *options)
+    wait_for_step(3, tmp_path / "run", stopped)
+    os.kill(second_of_two(stopped), signal.SIGTERM)  # one rank alone is told
+    said = printed_by(stopped)
     step = checkpoint.load(tmp_path / "run" / "checkpoint.pt")["step"]
     assert 3 <= step < 400
-    assert f"stopped by SIGTERM after step {step}" in re.sub(r"\s+", " ", printed)
-    shorter = ["--training.steps", "400", "--training.max-skipped", "5", "--training.other-ranks"]
-    process = subprocess.Popen(command(1, tmp_path / "run", *shorter, "--resume"), env=environment(),
-                               stderr=subprocess.DEVNULL)  # fmt: skip
-    wait_for(lambda: steps_of(tmp_path / "run") > step + 2, process)
-    process.terminate()
-    assert process.wait(timeout=60) == 128 + signal.SIGTERM
+    assert f"stopped by SIGTERM after step {step}" in said
+    alone = start(1, tmp_path / "run", *options, "--training.other-ranks", "--resume")
+    wait_for_step(step + 3, tmp_path / "run", alone)
+    alone.terminate()
+    printed_by(alone)
+    assert alone.returncode == 128 + signal.SIGTERM
 
 
 def test_ranks_that_see_other_data_are_told(tmp_path):

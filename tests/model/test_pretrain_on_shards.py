@@ -25,19 +25,10 @@ from writers import write_images, write_video
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
 
 SMALL = [
-    *("pretrain", "--preset", "tiny", "--training.device", "cpu", "--model.image-size", "32"),
-    *(
-        "--model.width",
-        "32",
-        "--model.decoder-width",
-        "32",
-        "--model.depth",
-        "1",
-        "--model.decoder-depth",
-        "1",
-    ),
-    *("--training.steps", "3", "--training.batch-size", "4"),
-]
+    "pretrain", "--preset", "tiny", "--training.device", "cpu", "--training.batch-size", "4",
+    "--model.image-size", "32", "--model.width", "32", "--model.depth", "1", "--model.decoder-width", "32",
+    "--model.decoder-depth", "1", "--training.steps", "3",
+]  # fmt: skip
 #: Pairs of an epoch: 8 shards of a run each, 4 pairs a run.
 EPOCH = 32
 MODEL = {"image_size": 32, "width": 32, "decoder_width": 32, "depth": 1, "decoder_depth": 1}
