@@ -47,12 +47,12 @@ COLLAPSED = 0.01
 _LOGGED = ("loss", "loss_reconstruction", "loss_aggregation", "contextual_variance", "accepted")
 
 
-#: DDP's option has this name from torch 2.13 on, and the other before.
-_SYNC_BUFFERS = (
+#: Buffers are constants, and a centre that every rank computes alike. The option has its first name from torch 2.13 on.
+_KEEP_BUFFERS: dict[str, Any] = {
     "forward_sync_buffers"
     if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
-    else "broadcast_buffers"
-)
+    else "broadcast_buffers": False
+}
 
 
 class NonFiniteLossError(RuntimeError):
@@ -97,7 +97,7 @@ class _Trainer:
                 run.model,
                 device_ids=[run.device] if run.device.type == "cuda" else None,
                 gradient_as_bucket_view=True,
-                **{_SYNC_BUFFERS: False},  # constants, and a centre that every rank computes alike
+                **_KEEP_BUFFERS,
             )
 
     def _losses(self, batch: dict[str, Any], part: int) -> dict[str, Tensor]:
