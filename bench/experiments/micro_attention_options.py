@@ -178,7 +178,7 @@ def table(runs: list[dict[str, Any]]) -> str:
 
 def plot(runs: list[dict[str, Any]], path: Path) -> None:
     """AUROC where it moved most, and reconstruction, over the steps; a band from the lowest to the highest seed."""
-    from matplotlib import colormaps
+    from matplotlib import color_sequences
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 7.5), layout="constrained")
@@ -187,7 +187,7 @@ def plot(runs: list[dict[str, Any]], path: Path) -> None:
         [name for name in OPTIONS if not name.startswith("tied")],
         ["paper", *(name for name in OPTIONS if name.startswith("tied"))],
     )
-    colours = colormaps["tab10"].colors  # type: ignore[attr-defined]
+    colours = color_sequences["tab10"]
     measures = (
         ("auroc_moved", "AUROC within a position,\nthe quarter that moved most"),
         ("over_copying", "L_r over that of copying\nthe swapped frame"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import signal
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -13,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..data.frames import Clip, FrameError
 from ..data.pairs import FramePairs, collate
+from ..data.shard_plan import fingerprint as fingerprint_of_clips
 from ..data.shards import Position, ShardPairs
 from ..data.shards import fingerprint as fingerprint_of_shards
 from .config import PretrainConfig
@@ -33,8 +33,7 @@ def fingerprint(data: Sequence[Clip] | Sequence[str]) -> str:
     clips, shards = sort_out(data)
     if shards:
         return fingerprint_of_shards(shards)
-    described = "\n".join(f"{clip.name} {len(clip)} {clip.fps}" for clip in clips)
-    return f"{len(data)} clips {hashlib.sha256(described.encode()).hexdigest()[:16]}"
+    return fingerprint_of_clips(clips)
 
 
 class _InOrder(Sampler[list[int]]):

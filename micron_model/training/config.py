@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
+
+_Number = TypeVar("_Number", int, float)
+
+
+def _low_and_high(limits: Sequence[_Number]) -> tuple[_Number, _Number]:
+    low, high = limits
+    return low, high
 
 
 @dataclass
@@ -65,10 +73,11 @@ class PretrainConfig:
     """Write TensorBoard events beside the log."""
 
     def __post_init__(self) -> None:
-        self.delta = tuple(self.delta)  # type: ignore[assignment]
-        self.motion = tuple(self.motion)  # type: ignore[assignment]
+        # From a file they come as lists.
+        self.delta = _low_and_high(self.delta)
+        self.motion = _low_and_high(self.motion)
         if self.motion_end is not None:
-            self.motion_end = tuple(self.motion_end)  # type: ignore[assignment]
+            self.motion_end = _low_and_high(self.motion_end)
         for name in ("steps", "batch_size", "accumulate", "checkpoint_every", "pairs_per_run"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}; it must be at least 1")

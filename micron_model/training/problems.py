@@ -52,7 +52,6 @@ class ProblemReport:
 
     def finish(self) -> None:
         if self.counts:
-            files = {
-                problem.path for problem in self.counts
-            }  # of a shard that is cut short, two things are said
+            # Files, not problems: of a shard that is cut short, two things are said.
+            files = {problem.path for problem in self.counts}
             self.say(f"{len(files)} files were passed over, {self.counts.total()} times in all")

@@ -117,9 +117,8 @@ class Run:
         self.optimizer.load_state_dict(content["optimizer"])
         self.step, self.skipped_in_a_row = content["step"], content["skipped_in_a_row"]
         self.positions = content["positions"]
-        if (
-            content["settings"]["readers"] != self.settings["readers"]
-        ):  # asked for: a new epoch for every reader
+        if content["settings"]["readers"] != self.settings["readers"]:
+            # Asked for, or it would have been refused: a new epoch for every reader.
             epoch = 1 + max((place[0] for place in self.positions.values()), default=-1)
             self.positions = dict.fromkeys(range(self.settings["readers"] or 0), (epoch, 0, 0))
 

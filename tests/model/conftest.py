@@ -1,8 +1,11 @@
+import re
+
 import numpy as np
 import pytest
 import torch
 
 from micron_model import MicronBERT, preset
+from micron_model.cli import main
 from micron_model.data import find_shards, synthetic_clips
 from micron_model.training import PretrainConfig
 from writers import grey, write_images, write_small_shards, write_video
@@ -77,3 +80,21 @@ def shards(sources, tmp_path):
     """Six shards of a run each."""
     write_small_shards(sources, tmp_path / "out", seconds=1.0, frames_per_shard=8)
     return find_shards([tmp_path / "out"])
+
+
+@pytest.fixture
+def refused(capsys):
+    """A function that runs a command that must fail, and gives what it printed, as one line."""
+
+    def run(arguments):
+        try:
+            status = main(arguments)
+        except SystemExit as ended:  # settings are checked while the command line is parsed
+            status = ended.code
+        assert status in (1, 2)
+        captured = capsys.readouterr()
+        printed = re.sub(r"[\s│]+", " ", captured.err + captured.out)
+        assert "Traceback" not in printed
+        return printed
+
+    return run

@@ -127,22 +127,14 @@ def test_demo_writes_everything_it_names(tmp_path):
         (["heatmap", "{face}", "{face}", "--model", "{tmp}/empty"], "holds no config.json"),
     ],
 )
-def test_bad_input_is_named_without_a_traceback(arguments, message, faces, model_folder, tmp_path, capsys):
+def test_bad_input_is_named_without_a_traceback(arguments, message, faces, model_folder, tmp_path, refused):
     (tmp_path / "empty").mkdir()
     (tmp_path / "zero.mp4").touch()
     (tmp_path / "text.txt").write_text("text")
     cv2.imwrite(str(tmp_path / "small.png"), np.zeros((20, 20, 3), np.uint8))
     filled = [a.format(tmp=tmp_path, face=faces[0], model=model_folder) for a in arguments]
     out = ["--out", str(tmp_path / "out")] if arguments[0] == "pretrain" else []
-    try:
-        status = main([*filled, *out])
-    except SystemExit as refused:  # settings are checked while the command line is parsed
-        status = refused.code
-    assert status in (1, 2)
-    captured = capsys.readouterr()
-    printed = re.sub(r"[\s│]+", " ", captured.err + captured.out)
-    assert message in printed
-    assert "Traceback" not in printed
+    assert message in refused([*filled, *out])
 
 
 def test_demo_does_not_replace_another_run(tmp_path, capsys):

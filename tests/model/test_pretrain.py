@@ -14,7 +14,6 @@ from rich.console import Console
 
 from micron_model import MicronBERT
 from micron_model.data import FrameError, Problem, find_clips
-from micron_model.evaluation import auroc, swap_auroc
 from micron_model.training import (
     CheckpointError,
     NonFiniteLossError,
@@ -23,8 +22,7 @@ from micron_model.training import (
     checkpoint,
     pretrain,
 )
-from micron_model.training.config import learning_rate_at, motion_limits_at
-from micron_model.training.device_input import choose_pairs, pair_motion
+from micron_model.training.config import learning_rate_at
 from micron_model.training.log import read_log
 from micron_model.training.problems import report_problems
 from writers import write_images
@@ -324,103 +322,6 @@ def test_collapse_is_told_once(training, small_config, tmp_path, capsys):
     pretrain(training(steps=25, checkpoint_every=100), small_config, [PoisonedClip()], tmp_path,
              console=Console(width=300))  # fmt: skip
     assert capsys.readouterr().out.count("the contextual token has collapsed") == 1  # all frames are black
-
-
-class Steps:
-    """Pairs whose motion is known: frame i + 1 is brighter than frame i by ``step`` grey levels."""
-
-    fps = 30.0
-
-    def __init__(self, step):
-        self.step, self.name = step, f"by {step}"
-
-    def __len__(self):
-        return 2
-
-    def read(self, indices, size):
-        return np.stack([np.full((3, size, size), i * self.step, np.uint8) for i in indices])
-
-
-def test_motion_is_the_difference_of_the_patches_that_differ_most():
-    frames = torch.full((2, 3, 32, 32), 100, dtype=torch.uint8)
-    later = frames.clone()
-    later[0, :, :16, :16] = 120  # 4 of 16 patches
-    later[1, :, :8, :16] = 120  # 2 of 16
-    torch.testing.assert_close(pair_motion(frames, later, 8), torch.tensor([20.0, 10.0]), atol=1e-4, rtol=0)
-
-
-def test_rejected_pairs_make_room_for_others_and_count_for_nothing():
-    frames = torch.zeros(5, 3, 32, 32, dtype=torch.uint8)
-    later = frames + torch.tensor([1, 30, 2, 40, 200], dtype=torch.uint8)[:, None, None, None]
-    chosen = choose_pairs({"frames": frames, "later": later}, 3, (20, 100), 8)
-    assert chosen["later"][:, 0, 0, 0].tolist() == [1, 30, 40]
-    assert chosen["weight"].tolist() == [0, 1.5, 1.5]
-    none = choose_pairs({"frames": frames, "later": later}, 3, (50, 100), 8)
-    assert none["weight"].tolist() == [0, 0, 0]
-
-
-@pytest.mark.parametrize("aggregation", ["mse", "dino"])
-@pytest.mark.parametrize("weighting", ["uniform", "motion"])
-def test_a_pair_of_weight_0_leaves_the_losses_alone(small, pair, aggregation, weighting):
-    model = small(aggregation=aggregation, reconstruction_weight=weighting)
-    frames, later = pair
-
-    def losses(later, weight):
-        batch = {"frames": frames, "later": later, "weight": weight}
-        result = model(batch, torch.Generator().manual_seed(0))
-        return torch.stack([result["loss_reconstruction"], result["loss_aggregation"]])
-
-    other = torch.cat([later[:3], later[:1].flip(-1)])
-    weight = torch.tensor([4 / 3, 4 / 3, 4 / 3, 0])
-    torch.testing.assert_close(losses(later, weight), losses(other, weight))
-    assert (losses(later, torch.ones(4)) != losses(other, torch.ones(4))).all()
-
-
-def test_motion_limits_choose_what_is_trained_on(training, small_config, tmp_path):
-    clips = [Steps(1), Steps(30)]
-    config = training(steps=4, motion=(10, 255), motion_end=(0, 255), candidates=4.0)
-    pretrain(config, small_config, clips, tmp_path / "first", console=QUIET)
-    accepted = [e["accepted"] for e in read_log(tmp_path / "first")]
-    assert accepted == [1, 1, 1, 1]
-    config = training(steps=4, motion=(50, 255))
-    pretrain(config, small_config, clips, tmp_path / "none", console=QUIET)
-    log = read_log(tmp_path / "none")
-    assert [e["accepted"] for e in log] == [0] * 4
-    assert [e["loss"] for e in log] == [0] * 4
-    assert motion_limits_at(0, training(steps=4, motion=(10, 255), motion_end=(0, 100))) == (10, 255)
-    assert motion_limits_at(3, training(steps=4, motion=(10, 255), motion_end=(0, 100))) == (0, 100)
-
-
-def test_auroc_counts_pairs():
-    rng = np.random.default_rng(0)
-    scores, positive = rng.integers(0, 5, 60), rng.random(60) < 0.4
-    pairs = [(a > b) + 0.5 * (a == b) for a in scores[positive] for b in scores[~positive]]
-    assert auroc(scores, positive) == pytest.approx(np.mean(pairs))
-    assert np.isnan(auroc(scores, np.ones(60)))
-
-
-def test_swap_auroc_tells_an_oracle_from_chance(small, pair):
-    frames, later = pair
-    moved = torch.rand(4, 16)
-    model = small()
-
-    class Oracle(MicronBERT):
-        """Micro-attention that compares the pixels themselves."""
-
-        def encode(self, x):
-            patches = self.patchify(self.normalize(x))
-            return super().encode(x)._replace(patches=patches)
-
-        def forward_micro_attention(self, swapped, later, scores=None):
-            return None, torch.exp(-(swapped - later).square().mean(2))
-
-    def blind(swapped, later, scores=None):
-        return None, torch.rand(4, 16)
-
-    oracle = Oracle(model.config)
-    assert swap_auroc(oracle, frames, later, moved)["auroc_all"] > 0.99
-    model.forward_micro_attention = blind
-    assert abs(swap_auroc(model, frames, later, moved)["auroc_all"] - 0.5) < 0.1
 
 
 def test_the_log_is_json_a_line(training, small_config, clips, tmp_path):
