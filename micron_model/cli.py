@@ -24,7 +24,7 @@ from .data.shard_plan import ShardConfig
 from .data.shards import are_shards, find_shards
 from .data.write_shards import ShardingStopped, write_shards
 from .demo import TRAINED_SUBJECTS, DemoConfig, run_demo
-from .micron_bert import MicronBERT
+from .loading import load_model
 from .training import CheckpointError, NonFiniteLossError, PretrainConfig, Stopped, pretrain
 from .training.problems import report_problems
 from .visualize import change_maps, figure_of_pairs
@@ -147,23 +147,6 @@ class Info:
         for name in ("numpy", "opencv-python-headless", "scikit-image", "safetensors", "huggingface_hub"):
             lines.append(f"{name:<24}{importlib.metadata.version(name)}")
         sys.stdout.write("\n".join(lines) + "\n")
-
-
-def load_model(name: str) -> MicronBERT:
-    """A model from a folder or the hub, for inference.
-
-    Raises:
-        FileNotFoundError: there is no such folder, and no such model on the hub that can be reached.
-    """
-    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
-        raise FileNotFoundError(f"{name}: holds no config.json, so it is no folder of a model")
-    try:
-        return MicronBERT.from_pretrained(name).eval()
-    except OSError as error:
-        raise FileNotFoundError(
-            f"model {name!r}: no such folder, and not to be had from the hub ({type(error).__name__}). `micron demo` "
-            "and `micron pretrain` write one"
-        ) from None
 
 
 _Command = Union[  # noqa: UP007  (mypy and tyro read a Union of Annotated)

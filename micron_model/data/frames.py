@@ -61,11 +61,8 @@ def _square(image: np.ndarray, size: int | None) -> np.ndarray:
     return np.ascontiguousarray(image[:, :, ::-1].transpose(2, 0, 1))
 
 
-def decode_image(data: bytes | np.ndarray, size: int | None = None) -> np.ndarray:
-    """The bytes of an image file as uint8 (3, S, S), RGB: its central square, resized to ``size`` if given.
-
-    Raises FrameError, whose message is the reason alone.
-    """
+def _decode(data: bytes | np.ndarray) -> np.ndarray:
+    """The bytes of an image file as uint8 (H, W, 3), BGR. Raises FrameError, whose message is the reason alone."""
     if not len(data):
         raise FrameError("is empty (0 bytes)")
     try:
@@ -74,7 +71,26 @@ def decode_image(data: bytes | np.ndarray, size: int | None = None) -> np.ndarra
         image = None
     if image is None:
         raise FrameError(f"is not an image that can be decoded ({len(data)} bytes)")
-    return _square(image, size)
+    return image
+
+
+def decode_image(data: bytes | np.ndarray, size: int | None = None) -> np.ndarray:
+    """The bytes of an image file as uint8 (3, S, S), RGB: its central square, resized to ``size`` if given.
+
+    Raises FrameError, whose message is the reason alone.
+    """
+    return _square(_decode(data), size)
+
+
+def _read(path: Path) -> np.ndarray:
+    if not path.is_file():
+        raise FrameError(f"{path}: no such file", path)
+    try:
+        return _decode(path.read_bytes())
+    except OSError as error:
+        raise FrameError(f"{path}: {error.strerror}", path) from None
+    except FrameError as error:
+        raise FrameError(f"{path}: {error}", path) from None
 
 
 def read_image(path: str | Path, size: int | None = None) -> np.ndarray:
@@ -83,15 +99,12 @@ def read_image(path: str | Path, size: int | None = None) -> np.ndarray:
     Raises:
         FrameError: there is no such file, or it is not an image that can be decoded.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FrameError(f"{path}: no such file", path)
-    try:
-        return decode_image(path.read_bytes(), size)
-    except OSError as error:
-        raise FrameError(f"{path}: {error.strerror}", path) from None
-    except FrameError as error:
-        raise FrameError(f"{path}: {error}", path) from None
+    return _square(_read(Path(path)), size)
+
+
+def read_whole_image(path: str | Path) -> np.ndarray:
+    """An image file as uint8 (H, W, 3), RGB; raises as :func:`read_image` does."""
+    return np.ascontiguousarray(_read(Path(path))[:, :, ::-1])
 
 
 def frame_number(path: Path) -> tuple[int, str]:

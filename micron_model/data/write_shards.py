@@ -270,7 +270,9 @@ def write_shards(
         raise ValueError(f"workers={workers}; at least 1 process must write")
     clips, problems = find_clips(sources, fps=config.fps)
     shards = plan_shards(clips, sources, config)
-    _claim(out, {"settings": asdict(config), "data": fingerprint(clips)})
+    # The clips are there for who trains on the shards and must know whom the model has seen.
+    names = [clip.name for clip in clips]
+    _claim(out, {"settings": asdict(config), "data": fingerprint(clips), "clips": names})
     tasks = {out / f"shard-{i:06d}.tar": runs for i, runs in enumerate(shards)}
     finished = {path: said for path in tasks if (said := _finished(path)) is not None}
     remaining = {path: runs for path, runs in tasks.items() if path not in finished}

@@ -120,12 +120,16 @@ FREE = {
 
 
 def learning_rate_at(step: int, config: PretrainConfig) -> float:
-    """Linear warm-up, then a cosine to 0."""
-    warmup = round(config.warmup * config.steps)
-    if step < warmup:
-        return config.learning_rate * (step + 1) / warmup
-    progress = (step - warmup) / max(1, config.steps - warmup)
-    return config.learning_rate * (1 + math.cos(math.pi * progress)) / 2
+    """The rate of a step, after :func:`warm_cosine`."""
+    return config.learning_rate * warm_cosine(step, config.steps, config.warmup)
+
+
+def warm_cosine(step: int, steps: int, warmup: float) -> float:
+    """Share of the peak learning rate: a linear rise over a share of the steps, then a cosine to 0."""
+    rise = round(warmup * steps)
+    if step < rise:
+        return (step + 1) / rise
+    return (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise))) / 2
 
 
 def motion_limits_at(step: int, config: PretrainConfig) -> tuple[float, float]:

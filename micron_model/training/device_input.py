@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from micron_kernels import frame_difference, topk_mask
+from micron_kernels import topk_mask
+
+from ..data.motion import pair_motion
 
 
-def pair_motion(frames: Tensor, later: Tensor, patch_size: int) -> Tensor:
-    """Motion (B,) of pairs of uint8 frames (B, 3, H, W), in grey levels of 255.
-
-    The mean difference over the quarter of the patches that differ most: a micro-expression moves few patches.
-    """
-    difference = frame_difference(later, frames, patch_size)
-    _, most = topk_mask(difference, 0.25)
-    return 255 * difference.gather(1, most).mean(1)
+def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """bf16 where ``precision`` is "bf16", or "auto" on a GPU that has it; nothing otherwise."""
+    bf16 = precision == "bf16" or (
+        precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
+    )
+    return torch.autocast(device.type, dtype=torch.bfloat16) if bf16 else contextlib.nullcontext()
 
 
 def choose_pairs(

@@ -25,13 +25,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..config import MicronBERTConfig
+from ..data.corpus import Corpus
 from ..data.frames import Clip
 from ..micron_bert import MicronBERT
 from ..signals import NotedSignals
 from . import checkpoint
 from .batches import Batches
 from .config import PretrainConfig, learning_rate_at, motion_limits_at
-from .device_input import choose_pairs
+from .device_input import autocast, choose_pairs
 from .distributed import join, until_all_are_done
 from .log import RunLog
 from .problems import ProblemReport
@@ -69,13 +70,6 @@ class Stopped(Exception):
         self.signal_number = signal_number
 
 
-def _autocast(config: PretrainConfig, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    bf16 = config.precision == "bf16" or (
-        config.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
-    )
-    return torch.autocast(device.type, dtype=torch.bfloat16) if bf16 else contextlib.nullcontext()
-
-
 def _generator(seed: int, step: int, part: int) -> torch.Generator:
     """Randomness of the masks and crops of a batch; ``part`` counts the batches of a step over all ranks.
 
@@ -107,7 +101,7 @@ class _Trainer:
             limits = motion_limits_at(run.step, config)
             pairs = choose_pairs(pairs, config.batch_size, limits, run.model.config.patch_size)
         place = part * run.ranks.count + run.ranks.rank
-        with _autocast(config, run.device):
+        with autocast(config.precision, run.device):
             result = self.forward(pairs, _generator(config.seed, run.step, place))
         weight = pairs.get("weight")
         accepted = torch.ones((), device=run.device) if weight is None else (weight > 0).float().mean()
@@ -246,6 +240,7 @@ def pretrain(
         _train(run, data, evaluate if ranks.is_first else None, console, signals)
         if ranks.is_first:
             run.model.save_pretrained(out / "model")
+            Corpus.of(data).write(out / "model")
         return run.model.eval()
 
 

@@ -1,0 +1,259 @@
+"""``micron evaluate``, ``micron finetune`` and ``micron predict``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+
+from ..config import preset
+from ..data.classes import SCHEMES, label
+from ..data.corpus import Corpus
+from ..data.datasets import DATASETS
+from ..data.expressions import Expression
+from ..data.faces import FaceConfig, prepare
+from ..evaluation.evaluate import EvaluateConfig, Task, evaluate, recognizer_of
+from ..evaluation.metrics import score
+from ..evaluation.predictions import write_predictions
+from ..evaluation.protocols import cde, check_census, hde, loso
+from ..loading import load_model
+from ..micron_bert import MicronBERT
+from ..predict import NOT_A_VERDICT, SpotConfig, figure_of_candidates, predict
+from ..recognizer import Recognizer
+from ..training.finetune import FinetuneConfig, features_of, fit
+from ..training.problems import report_problems
+from ..training.run import device_type
+from .score import print_score
+
+#: The classes where no scheme is asked for: those that most papers on the database report.
+_SCHEMES = {"casme2": "casme2-5", "samm": "samm-5", "smic": "3", "casme3": "casme3-3", "megc2019": "3"}
+_PROTOCOLS = {"loso": loso, "cde": cde, "hde": hde}
+
+
+@dataclass
+class Clips:
+    """Which clips, and how their faces are cut."""
+
+    scheme: Literal["3", "casme2-5", "samm-5", "casme3-3", "casme3-4", "casme3-7"] | None = None
+    """The classes: "3" are those of MEGC 2019. If not given: 3 for smic and megc2019, else casme2-5, samm-5, casme3-3."""
+    face: FaceConfig = field(default_factory=FaceConfig)
+    cache: Path = Path("out/faces")
+    """Folder of faces that were cut before."""
+    allow_differences: bool = False
+    """Go on although the census differs from the official counts; every output says so."""
+
+
+@dataclass
+class Start:
+    """The model to start from."""
+
+    model: str = "out/pretrain/model"
+    """Folder of a pre-trained model (pretrain and demo write one), a name on the Hugging Face hub, a checkpoint of the
+    authors' (a file), or "none" for random weights."""
+    preset: Literal["tiny", "base"] = "base"
+    """Size of a model of random weights."""
+    device: str = "auto"
+    """auto: a GPU if there is one; several with commas, "cuda:0,cuda:1"."""
+
+    def load(self) -> tuple[MicronBERT, Corpus]:
+        if self.model == "none":
+            torch.manual_seed(0)
+            return MicronBERT(preset(self.preset)).eval(), Corpus(())
+        return load_model(self.model), Corpus.read(self.model)
+
+    @property
+    def devices(self) -> list[str]:
+        names = self.device.split(",")
+        return [device_type(name) if name == "auto" else name for name in names if device_type(name)]
+
+
+@dataclass(frozen=True)
+class _Labelled:
+    """Clips that are ready to be learned."""
+
+    expressions: list[Expression]
+    labels: list[str]
+    classes: tuple[str, ...]
+    pairs: torch.Tensor
+    about: dict[str, str]
+    stamps: list[str]
+
+
+def _progress_bar(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), console=console
+    )
+
+
+def _load(dataset: str, root: Path, clips: Clips, size: int, console: Console) -> _Labelled:
+    """Read a database, choose the classes, cut the faces; each step says what it left out."""
+    scheme = clips.scheme or _SCHEMES[dataset]
+    expressions, census = DATASETS[dataset](root)
+    stamps = check_census([census], allow_differences=clips.allow_differences)
+    chosen = label(expressions, scheme)
+    counts = chosen.describe(scheme)
+    for line in (*stamps, counts):
+        console.print(line, markup=False, highlight=False)
+    with _progress_bar(console) as progress:
+        shown = progress.add_task("faces", total=len(chosen.expressions))
+        prepared = prepare(
+            chosen.expressions, size, clips.face, clips.cache, advance=lambda: progress.update(shown, advance=1)
+        )
+    report_problems(prepared.problems, console)
+    if len(prepared.expressions) < len(chosen.expressions):
+        left = len(chosen.expressions) - len(prepared.expressions)
+        stamps.append(f"{left} of {len(chosen.expressions)} clips could not be read and are left out")
+    label_of = dict(zip(((e.dataset, e.name) for e in chosen.expressions), chosen.labels, strict=True))
+    labels = [label_of[e.dataset, e.name] for e in prepared.expressions]
+    about = {"dataset": dataset, "classes": counts}
+    return _Labelled(prepared.expressions, labels, SCHEMES[scheme].classes, prepared.pairs, about, stamps)
+
+
+def _check_overlap(corpus: Corpus, expressions: list[Expression], allow: bool) -> list[str]:
+    """Refuse a model that was pre-trained on subjects it would be tested on.
+
+    Returns:
+        What every output must say; only if ``allow``.
+    """
+    if corpus.clips is None:
+        line = "It is not known what the model was pre-trained on, so it may have seen the subjects it is tested on"
+    else:
+        seen = corpus.overlap(expressions)
+        if not seen:
+            return []
+        line = f"The model was pre-trained on frames of {len(seen)} of the subjects it is tested on: {', '.join(seen)}"
+    if not allow:
+        raise ValueError(f"{line}. Pre-train without them, or allow it with --allow-overlap; every output then says so")
+    return [line]
+
+
+@dataclass
+class Evaluate:
+    """Train and test a recognizer fold by fold, no subject on both sides, and write scores and a report."""
+
+    dataset: tyro.conf.Positional[Literal["casme2", "samm", "smic", "casme3", "megc2019"]]
+    """Which database; megc2019 is the composite of the first three."""
+    root: tyro.conf.Positional[Path]
+    """The folder it was unpacked into."""
+    protocol: Literal["loso", "cde", "hde"] = "loso"
+    """Leave one subject out; the same over the composite (cde); train on two databases, test on the third (hde)."""
+    start: tyro.conf.OmitArgPrefixes[Start] = field(default_factory=Start)
+    clips: tyro.conf.OmitArgPrefixes[Clips] = field(default_factory=Clips)
+    out: Path = Path("out/evaluate")
+    """Folder of predictions, scores and report. The same command again does the folds that are missing."""
+    workers: int | None = None
+    """Processes; as many as GPUs, or as processors, if not given."""
+    allow_overlap: bool = False
+    """Go on although the model was pre-trained on subjects it is tested on; every output says so."""
+    config: tyro.conf.OmitArgPrefixes[EvaluateConfig] = field(default_factory=EvaluateConfig)
+
+    def run(self, console: Console) -> None:
+        from ..evaluation.recognition_report import write_outputs
+
+        model, corpus = self.start.load()
+        data = _load(self.dataset, self.root, self.clips, model.config.image_size, console)
+        stamps = data.stamps + _check_overlap(corpus, data.expressions, self.allow_overlap)
+        folds = _PROTOCOLS[self.protocol](data.expressions)
+        task = Task(data.expressions, data.labels, data.classes, folds)
+        evaluation = evaluate(
+            task, data.pairs, model, self.config, self.out, devices=self.start.devices, workers=self.workers,
+            console=console,
+        )  # fmt: skip
+        about = data.about | {"protocol": self.protocol, "pre-trained model": self.start.model}
+        write_outputs(self.out, task, data.pairs, model, evaluation, self.config, about, stamps)
+        print_score(score(evaluation.predictions), Console(highlight=False))
+        console.print(f"report: {self.out / 'report.html'}", markup=False)
+
+
+@dataclass
+class Finetune:
+    """Train a recognizer on all clips of a database, for use on other videos."""
+
+    dataset: tyro.conf.Positional[Literal["casme2", "samm", "smic", "casme3", "megc2019"]]
+    """Which database."""
+    root: tyro.conf.Positional[Path]
+    """The folder it was unpacked into."""
+    start: tyro.conf.OmitArgPrefixes[Start] = field(default_factory=Start)
+    clips: tyro.conf.OmitArgPrefixes[Clips] = field(default_factory=Clips)
+    out: Path = Path("out/recognizer")
+    """Folder of the recognizer."""
+    seed: int = 0
+    """Of the classifier's weights, of the order of the clips and of their augmentation."""
+    regions: int = 4
+    """Features are pooled over regions × regions parts of the face."""
+    finetune: tyro.conf.OmitArgPrefixes[FinetuneConfig] = field(default_factory=FinetuneConfig)
+
+    def run(self, console: Console) -> None:
+        if (self.out / "config.json").exists():
+            raise ValueError(f"{self.out}: holds a model already; give another folder")
+        backbone, _ = self.start.load()
+        data = _load(self.dataset, self.root, self.clips, backbone.config.image_size, console)
+        torch.manual_seed(self.seed)
+        model = Recognizer.from_pretrained_backbone(backbone, data.classes, regions=self.regions)
+        model.config.trained_on = data.about["classes"]
+        model.to(self.start.devices[0])
+        truth = torch.tensor([data.classes.index(name) for name in data.labels])
+        inputs = features_of(model.eval(), data.pairs) if self.finetune.freeze == "encoder" else data.pairs
+        with _progress_bar(console) as progress:
+            shown = progress.add_task("epochs", total=self.finetune.epochs)
+            fit(
+                model, inputs, truth, self.finetune, seed=self.seed,
+                on_epoch=lambda epoch: progress.update(shown, completed=epoch),
+            )  # fmt: skip
+        model.cpu().save_pretrained(self.out)
+        console.print(f"recognizer: {self.out}", markup=False)
+
+
+@dataclass
+class Predict:
+    """Find candidate micro-expressions in a video of a face, and say which class each would be."""
+
+    video: tyro.conf.Positional[Path]
+    """A video, or a folder of images."""
+    model: str = "out/recognizer"
+    """Folder of a recognizer (`micron finetune` writes one), or the name of one on the Hugging Face hub."""
+    out: Path = Path("out/predict")
+    """Folder of the pictures and of candidates.json."""
+    fps: float | None = None
+    """Frame rate of a folder of images (30 if not given), or of a video in place of what it states."""
+    spot: tyro.conf.OmitArgPrefixes[SpotConfig] = field(default_factory=SpotConfig)
+
+    def run(self, console: Console) -> None:
+        model = _load_recognizer(self.model)
+        analysis = predict(self.video, model, self.spot, fps=self.fps)
+        self.out.mkdir(parents=True, exist_ok=True)
+        figure_of_candidates(analysis, model).savefig(self.out / "candidates.png", dpi=140)
+        note = NOT_A_VERDICT.format(trained_on=model.config.trained_on or "an unknown set of clips")
+        found = {"note": note, **analysis.as_json(), "spotting": asdict(self.spot)}
+        (self.out / "candidates.json").write_text(json.dumps(found, indent=1, ensure_ascii=False))
+        table = Table("seconds", "apex", "strength", *model.config.classes)
+        for candidate in analysis.candidates:
+            onset, apex, offset = candidate.seconds
+            numbers = [f"{p:.2f}" for p in candidate.probabilities.values()]
+            table.add_row(f"{onset:.2f}–{offset:.2f}", f"{apex:.2f}", f"{candidate.spotted.strength:.0f}", *numbers)
+        shown = Console(file=sys.stdout, highlight=False)
+        shown.print(table if analysis.candidates else "nothing stands out: no candidate")
+        shown.print(note, markup=False)
+        console.print(f"pictures: {self.out / 'candidates.png'}", markup=False)
+
+
+def _load_recognizer(name: str) -> Recognizer:
+    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+        raise FileNotFoundError(f"{name}: holds no config.json, so it is no folder of a recognizer")
+    try:
+        return Recognizer.from_pretrained(name).eval()
+    except OSError as error:
+        raise FileNotFoundError(
+            f"recognizer {name!r}: no such folder, and not to be had from the hub ({type(error).__name__}). "
+            "`micron finetune` writes one"
+        ) from None
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{name}: holds another kind of model, no recognizer ({error})") from None

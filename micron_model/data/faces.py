@@ -1,0 +1,275 @@
+"""From a clip of a database to its onset and apex: the face found in the onset frame, cut alike from every frame."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import pandas
+import skimage.data
+import skimage.feature
+import torch
+from torch import Tensor
+
+from .expressions import Expression
+from .frames import FrameError, Problem, read_whole_image
+from .motion import pair_motion
+
+#: Height in pixels to which a frame is shrunk before the face is looked for.
+_SEARCHED = 320
+#: Of what is kept; another number makes earlier caches unread.
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class FaceConfig:
+    """How faces are cut from the frames."""
+
+    margin: float = 0.1
+    """Added on each side of the box of the face, as a share of its side."""
+    detect: bool = True
+    """Look for the face in the onset frame; otherwise the frame is the face, as in the databases' cropped layouts."""
+    boxes: Path | None = None
+    """A csv with better faces: the columns clip, x, y, width, height, or clip, x1, y1, x2, y2, … of landmarks, in
+    pixels of the onset frame. Clips that are not in it are looked for."""
+    spot_apex: bool = False
+    """Where the database has no apex, take the frame that differs most from the onset, not the midpoint."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.margin < 1:
+            raise ValueError(f"margin={self.margin}; it is a share of the face's side, in [0, 1)")
+
+
+class Box(NamedTuple):
+    """A square in pixels of a frame."""
+
+    x: float
+    """Of its left side."""
+    y: float
+    """Of its upper side."""
+    side: float
+
+
+@functools.cache
+def _detector() -> skimage.feature.Cascade:
+    return skimage.feature.Cascade(skimage.data.lbp_frontal_face_cascade_filename())
+
+
+def find_face(image: np.ndarray) -> Box | None:
+    """The largest face in an image (H, W, 3), uint8, RGB, by scikit-image's cascade; None if there is none."""
+    height, width = image.shape[:2]
+    scale = min(1.0, _SEARCHED / height)
+    small = cv2.resize(image, (round(width * scale), round(height * scale)), interpolation=cv2.INTER_AREA)
+    shortest, longest = (int(share * min(small.shape[:2])) for share in (0.2, 1.0))
+    if shortest < 24:  # the cascade's window
+        return None
+    found = _detector().detect_multi_scale(
+        small, scale_factor=1.1, step_ratio=1, min_size=(shortest, shortest), max_size=(longest, longest)
+    )
+    if not found:
+        return None
+    face = max(found, key=lambda f: f["width"])
+    return Box(face["c"] / scale, face["r"] / scale, face["width"] / scale)
+
+
+def cut(image: np.ndarray, box: Box, margin: float, size: int) -> np.ndarray:
+    """The box and a margin of an image (H, W, 3) as uint8 (3, size, size); what lies outside repeats the edge."""
+    side = max(1, round(box.side * (1 + 2 * margin)))
+    left, top = round(box.x - box.side * margin), round(box.y - box.side * margin)
+    height, width = image.shape[:2]
+    beyond = [max(0, x) for x in (-top, top + side - height, -left, left + side - width)]
+    padded = cv2.copyMakeBorder(image, *beyond, cv2.BORDER_REPLICATE)
+    top, left = top + beyond[0], left + beyond[2]
+    face = padded[top : top + side, left : left + side]
+    if side != size:
+        how = cv2.INTER_AREA if size < side else cv2.INTER_CUBIC
+        face = cv2.resize(face, (size, size), interpolation=how)
+    return np.ascontiguousarray(face.transpose(2, 0, 1))
+
+
+def read_boxes(path: Path) -> dict[str, Box]:
+    """The squares about the boxes or landmarks of a csv, by clip.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: columns are missing, or a row is not of numbers.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    table = pandas.read_csv(path, dtype={"clip": str})
+    if {"clip", "x", "y", "width", "height"} <= set(table):
+        corners = [table[name] for name in ("x", "y", "width", "height")]
+        left, top, width, height = (pandas.to_numeric(column, errors="coerce") for column in corners)
+    elif {"clip", "x1", "y1", "x2", "y2"} <= set(table):
+        numbers = table.apply(pandas.to_numeric, errors="coerce")
+        xs, ys = numbers.filter(regex=r"^x\d+$"), numbers.filter(regex=r"^y\d+$")
+        left, top = xs.min(axis=1, skipna=False), ys.min(axis=1, skipna=False)
+        width, height = xs.max(axis=1) - left, ys.max(axis=1) - top
+    else:
+        raise ValueError(
+            f"{path}: has the columns {', '.join(map(str, table))}; it must have clip, x, y, width, height, or clip "
+            "and x1, y1, x2, y2, … of landmarks"
+        )
+    boxes = {}
+    for clip, *values in zip(table["clip"], left, top, width, height, strict=True):
+        x, y, w, h = values
+        if not np.isfinite(values).all() or w <= 0 or h <= 0:
+            raise ValueError(f"{path}: clip {clip!r} has no box of positive width and height")
+        side = max(w, h)
+        boxes[str(clip)] = Box(x + (w - side) / 2, y + (h - side) / 2, side)
+    return boxes
+
+
+def spot_apex(frames: Tensor, patch_size: int = 8) -> int:
+    """The frame of a clip (T, 3, S, S), uint8, that differs most from its first, by the curve of the differences.
+
+    The curve is ``pair_motion`` against the first frame, smoothed over three frames against noise (ours).
+    """
+    curve = motion_curve(frames, patch_size)
+    smooth = torch.nn.functional.avg_pool1d(curve[None], 3, 1, 1, count_include_pad=False)[0]
+    return int(smooth.argmax())
+
+
+def motion_curve(frames: Tensor, patch_size: int = 8) -> Tensor:
+    """Motion (T,) of each frame of a clip (T, 3, S, S), uint8, against its first, in grey levels of 255."""
+    return pair_motion(frames[:1].expand_as(frames), frames, patch_size)
+
+
+class Pair(NamedTuple):
+    """What is kept of an expression."""
+
+    frames: np.ndarray
+    """Onset and apex, uint8 (2, 3, size, size), RGB."""
+    apex: int
+    """Number of the apex frame."""
+    found: bool
+    """Whether the face was found, or given; otherwise the central square was taken."""
+
+
+def _cut_pair(expression: Expression, size: int, config: FaceConfig, boxes: Mapping[str, Box]) -> Pair:
+    onset = read_whole_image(expression.path(expression.onset))
+    box = boxes.get(expression.name) or (find_face(onset) if config.detect else None)
+    found = box is not None or not config.detect
+    margin = config.margin if box is not None else 0.0
+    if box is None:
+        height, width = onset.shape[:2]
+        side = min(height, width)
+        box = Box((width - side) / 2, (height - side) / 2, side)
+
+    def read(number: int) -> np.ndarray:
+        return cut(read_whole_image(expression.path(number)), box, margin, size)
+
+    apex = expression.apex
+    if config.spot_apex and expression.apex_from == "midpoint":
+        numbers = [n for n, _ in expression.frames if expression.onset <= n <= expression.offset]
+        apex = numbers[spot_apex(torch.from_numpy(np.stack([read(n) for n in numbers])))]
+    return Pair(np.stack([cut(onset, box, margin, size), read(apex)]), apex, found)
+
+
+def _key(expression: Expression, size: int, config: FaceConfig, box: Box | None) -> str:
+    """Names what decides the pair: settings, the numbers of the frames, and the files with size and time."""
+    files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for _, path in expression.frames]
+    settings = asdict(config) | {"boxes": box}
+    numbers = (expression.onset, expression.apex, expression.offset, expression.apex_from)
+    described = json.dumps([_FORMAT, size, settings, expression.dataset, expression.name, numbers, files])
+    return hashlib.sha256(described.encode(errors="surrogateescape")).hexdigest()[:32]
+
+
+def _load(path: Path, size: int) -> Pair | None:
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            pair = Pair(stored["frames"], int(stored["apex"]), bool(stored["found"]))
+    except (OSError, ValueError, KeyError, EOFError):
+        return None
+    return pair if pair.frames.shape == (2, 3, size, size) else None
+
+
+def _store(path: Path, pair: Pair) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(temporary, "wb") as file:
+            np.savez(file, frames=pair.frames, apex=pair.apex, found=pair.found)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Expressions and the faces of their onset and apex."""
+
+    expressions: list[Expression]
+    pairs: Tensor
+    """(n, 2, 3, S, S) uint8: onset and apex of each."""
+    problems: list[Problem]
+    """Expressions that are left out because a frame could not be read, and those whose face was not found."""
+
+
+def prepare(
+    expressions: Sequence[Expression],
+    size: int,
+    config: FaceConfig,
+    cache: Path | None = None,
+    *,
+    advance: Callable[[], object] = lambda: None,
+) -> Prepared:
+    """Cut onset and apex of each expression, in threads; what was cut before is read from ``cache``.
+
+    Args:
+        expressions: what a loader gave.
+        size: side of the cuts in pixels.
+        config: how.
+        cache: a folder; a file an expression, named by all that decides it.
+        advance: called after each expression.
+
+    Raises:
+        ValueError: not one could be prepared, or ``config.boxes`` is no table of boxes.
+    """
+    boxes = read_boxes(config.boxes) if config.boxes else {}
+    if cache is not None:
+        cache.mkdir(parents=True, exist_ok=True)
+
+    def prepare_one(expression: Expression) -> Pair | Problem:
+        try:
+            path = cache / f"{_key(expression, size, config, boxes.get(expression.name))}.npz" if cache else None
+            pair = _load(path, size) if path else None
+            if pair is None:
+                pair = _cut_pair(expression, size, config, boxes)
+                if path:
+                    _store(path, pair)
+        except (FrameError, OSError) as error:
+            return Problem(f"{expression.dataset} {expression.name}", f"left out: {error}")
+        finally:
+            advance()
+        return pair
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        results = list(pool.map(prepare_one, expressions))
+    return _collect(expressions, results)
+
+
+def _collect(expressions: Sequence[Expression], results: Sequence[Pair | Problem]) -> Prepared:
+    kept, pairs, problems = [], [], []
+    for expression, result in zip(expressions, results, strict=True):
+        if isinstance(result, Problem):
+            problems.append(result)
+            continue
+        if not result.found:
+            path = str(expression.path(expression.onset))
+            problems.append(Problem(path, "no face was found: the central square was taken"))
+        spotted = result.apex != expression.apex
+        kept.append(replace(expression, apex=result.apex, apex_from="spotting") if spotted else expression)
+        pairs.append(torch.from_numpy(result.frames))
+    if not kept:
+        listed = "; ".join(f"{p.path} {p.reason}" for p in problems[:3])
+        raise ValueError(f"none of {len(expressions)} expressions could be prepared: {listed}")
+    return Prepared(kept, torch.stack(pairs), problems)

@@ -1,0 +1,207 @@
+"""Micro-expressions in a video of one's own: candidate intervals, and what a recognizer makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .data.faces import Box, cut, find_face
+from .data.frames import FrameError, ImageFolderClip, VideoClip, find_clips, read_whole_image
+from .data.motion import pair_motion
+from .recognizer import Recognizer
+from .training.finetune import logits_of
+
+#: Side in pixels at which candidates are looked for.
+_SPOTTED = 96
+#: The longest a micro-expression takes from onset to apex, in seconds; half of the usual half a second.
+_RISE = 0.25
+#: Frames from the first on among which a face is looked for, one a second.
+_TRIES = 10
+
+
+@dataclass
+class SpotConfig:
+    """Which moments are candidates."""
+
+    strength: float = 8.0
+    """How far a peak of the difference curve must stand out, in robust standard deviations of the curve."""
+    most: int = 10
+    """Candidates at most; the strongest are kept."""
+    margin: float = 0.1
+    """Added on each side of the box of the face, as a share of its side."""
+
+    def __post_init__(self) -> None:
+        if not self.strength > 0:
+            raise ValueError(f"strength={self.strength}; it must be positive")
+        if self.most < 1:
+            raise ValueError(f"most={self.most}; at least 1 candidate must be allowed")
+        if not 0 <= self.margin < 1:
+            raise ValueError(f"margin={self.margin}; it is a share of the face's side, in [0, 1)")
+
+
+class Spotted(NamedTuple):
+    """A candidate: numbers of frames, and how far its peak stands out."""
+
+    onset: int
+    apex: int
+    offset: int
+    strength: float
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A candidate interval and what the recognizer makes of it."""
+
+    spotted: Spotted
+    seconds: tuple[float, float, float]
+    """Of onset, apex and offset from the beginning."""
+    probabilities: dict[str, float]
+    """Of each class, given that there is a micro-expression at all."""
+    pair: Tensor
+    """Onset and apex, uint8 (2, 3, S, S)."""
+
+    def as_json(self) -> dict[str, Any]:
+        names = ("onset", "apex", "offset")
+        return {
+            "frames": dict(zip(names, self.spotted[:3], strict=True)),
+            "seconds": dict(zip(names, self.seconds, strict=True)),
+            "strength": self.spotted.strength,
+            "probabilities": self.probabilities,
+        }
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What was found in a video."""
+
+    source: str
+    fps: float
+    box: Box
+    """The face, in pixels of the frames."""
+    curve: np.ndarray
+    """(T,): how far each frame's difference from those a quarter second before and after stands out."""
+    candidates: list[Candidate]
+
+
+def _whole_frames(clip: VideoClip | ImageFolderClip) -> Iterator[np.ndarray]:
+    """Frames (H, W, 3), uint8, RGB, up to the end or to what cannot be decoded."""
+    if isinstance(clip, ImageFolderClip):
+        yield from map(read_whole_image, clip.paths)
+        return
+    video = cv2.VideoCapture(str(clip.path))
+    try:
+        while True:
+            ok, image = video.read()
+            if not ok:
+                return
+            yield np.ascontiguousarray(image[:, :, ::-1])
+    finally:
+        video.release()
+
+
+def _face_of(clip: VideoClip | ImageFolderClip) -> Box:
+    """The face, from the first of some frames, a second apart, in which there is one."""
+    for i, frame in enumerate(_whole_frames(clip)):
+        second, rest = divmod(i, max(1, round(clip.fps)))
+        if second >= _TRIES:
+            break
+        if rest == 0 and (box := find_face(frame)) is not None:
+            return box
+    raise FrameError(
+        f"{clip.name}: no face was found in its first {_TRIES} seconds; the face must look at the camera and be at "
+        "least a fifth of the frame",
+        clip.name,
+    )
+
+
+def difference_curve(frames: Tensor, fps: float, patch_size: int = 8) -> Tensor:
+    """How much each frame of a clip (T, 3, S, S), uint8, differs from those a quarter second before and after, (T,).
+
+    The motion against the mean of the two, which a slow change does not raise, minus the mean of that motion at the
+    same two frames: an appearance-based feature difference after Moilanen, Zhao and Pietikäinen (ICPR 2014), with
+    grey levels of patches in place of their LBP histograms. In grey levels of 255.
+    """
+    count, reach = len(frames), max(1, round(_RISE * fps))
+    if count < 2 * reach + 1:
+        raise ValueError(
+            f"{count} frames at {fps:g} a second; at least {2 * reach + 1} are needed to spot anything"
+        )
+    places = torch.arange(count)
+    before, after = (places - reach).clamp(min=0), (places + reach).clamp(max=count - 1)
+    motion = torch.empty(count)
+    for part in places.split(256):  # a long video's frames as floats would not fit
+        mean = (frames[before[part]].float() + frames[after[part]].float()) / (2 * 255)
+        motion[part] = pair_motion(mean, frames[part].float() / 255, patch_size)
+    return motion - (motion[before] + motion[after]) / 2
+
+
+def spot(curve: Tensor, fps: float, config: SpotConfig) -> list[Spotted]:
+    """Peaks of the curve that stand out, in their order in time; those less than a rise apart count once."""
+    centre = curve.median()
+    deviation = 1.4826 * (curve - centre).abs().median().clamp(min=1e-6)
+    strength = (curve - centre) / deviation
+    reach, last = max(1, round(_RISE * fps)), len(curve) - 1
+    highest = F.max_pool1d(strength[None], 2 * reach + 1, 1, reach)[0]
+    peaks = ((strength == highest) & (strength >= config.strength)).nonzero()[:, 0].tolist()
+    chosen = sorted(sorted(peaks, key=lambda t: -float(strength[t]))[: config.most])
+    return [Spotted(max(0, t - reach), t, min(last, t + reach), float(strength[t])) for t in chosen]
+
+
+def predict(
+    source: str | Path, model: Recognizer, config: SpotConfig | None = None, *, fps: float | None = None
+) -> Analysis:
+    """Find candidate micro-expressions in a video and classify them.
+
+    The face is found once; the head should keep still. Whatever stands out is a candidate: a blink, a word or a
+    macro-expression too, and the probabilities only say which class of micro-expression it would be.
+
+    Args:
+        source: a video, or a folder of images.
+        model: a fine-tuned recognizer.
+        config: which moments are candidates.
+        fps: frame rate of a folder of images (30 if not given), or of a video in place of what it states.
+
+    Raises:
+        FileNotFoundError: ``source`` does not exist.
+        ValueError: it is no clip, or several, or shorter than half a second; FrameError: no face was found.
+    """
+    config = config or SpotConfig()
+    clips, _ = find_clips([source], fps=fps)
+    if len(clips) > 1:
+        raise ValueError(f"{source}: holds {len(clips)} clips, for example {clips[0].name}; give one")
+    clip = clips[0]
+    assert isinstance(clip, VideoClip | ImageFolderClip)
+    box = _face_of(clip)
+    small = torch.from_numpy(np.stack([cut(x, box, config.margin, _SPOTTED) for x in _whole_frames(clip)]))
+    curve = difference_curve(small, clip.fps)
+    found = spot(curve, clip.fps, config)
+    pairs = _pairs(clip, box, found, model.config.model.image_size, config.margin)
+    probabilities = logits_of(model, pairs).softmax(1) if found else torch.empty(0, 0)
+    candidates = [
+        Candidate(
+            spotted,
+            tuple(round(n / clip.fps, 3) for n in spotted[:3]),  # type: ignore[arg-type]  (three of them)
+            dict(zip(model.config.classes, values.tolist(), strict=True)),
+            pair,
+        )
+        for spotted, values, pair in zip(found, probabilities, pairs, strict=True)
+    ]
+    return Analysis(str(source), clip.fps, box, curve.numpy(), candidates)
+
+
+def _pairs(
+    clip: VideoClip | ImageFolderClip, box: Box, found: list[Spotted], size: int, margin: float
+) -> Tensor:
+    """Onset and apex of each candidate, uint8 (n, 2, 3, size, size)."""
+    wanted = {n for spotted in found for n in (spotted.onset, spotted.apex)}
+    faces = {i: cut(x, box, margin, size) for i, x in enumerate(_whole_frames(clip)) if i in wanted}
+    pairs = [np.stack([faces[spotted.onset], faces[spotted.apex]]) for spotted in found]
+    return torch.from_numpy(np.stack(pairs)) if pairs else torch.empty(0, 2, 3, size, size, dtype=torch.uint8)
