@@ -152,7 +152,7 @@ def plot(results: Path) -> None:
     ]
     groups = [(case, bars) for case, bars in groups if bars]
     most = max((len(bars) for _, bars in groups), default=1)
-    figure = Figure(figsize=(9, 0.17 * most * len(groups) + 1.2), layout="constrained")
+    figure = Figure(figsize=(9, 0.17 * most * len(groups) + 1.8), layout="constrained")
     axes = figure.subplots()
     height = 0.72 / most
     labelled = set()
@@ -162,7 +162,7 @@ def plot(results: Path) -> None:
             label = None if peer in labelled else f"over {peer}"
             labelled.add(peer)
             axes.barh(y, value, height=height * 0.94, color=PEERS[peer], label=label)
-            axes.text(value * 1.03, y, f"{value:.1f}×", va="center", fontsize=6.5)
+            axes.text(value * 1.03, y, f"{value:.1f}×", va="center", fontsize=6.5, in_layout=False)
     axes.axvline(1, color="0.3", lw=1)
     axes.set_xscale("log")
     ticks = [1, 2, 5, 10, 20, 50, 100]

@@ -172,6 +172,11 @@ def _parse(arguments: Sequence[str]) -> Demo | Pretrain | Shard | Heatmap | Info
     return tyro.cli(_Command, prog="micron", args=arguments, description="Micro-expressions: μ-BERT.")
 
 
+def _say(console: Console, message: str) -> None:
+    # Not wrapped: a path that is broken over two lines cannot be copied.
+    console.print(f"micron: {message}", markup=False, highlight=False, soft_wrap=True)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     command = _parse(sys.argv[1:] if arguments is None else arguments)
@@ -179,10 +184,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         command.run(console)
     except (Stopped, ShardingStopped) as stopped:
-        console.print(f"micron: {stopped}", markup=False, highlight=False)
+        _say(console, str(stopped))
         return 128 + stopped.signal_number
     except _USER_ERRORS as error:
-        console.print(f"micron: error: {error}", markup=False, highlight=False)
+        _say(console, f"error: {error}")
         return 1
     return 0
 
