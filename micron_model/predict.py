@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from .data.faces import Box, cut, find_face
@@ -18,6 +19,7 @@ from .data.frames import FrameError, ImageFolderClip, VideoClip, find_clips, rea
 from .data.motion import pair_motion
 from .recognizer import Recognizer
 from .training.finetune import logits_of
+from .visualize import LINE_COLOURS, change_maps, figure_of_pairs
 
 #: Side in pixels at which candidates are looked for.
 _SPOTTED = 96
@@ -25,6 +27,14 @@ _SPOTTED = 96
 _RISE = 0.25
 #: Frames from the first on among which a face is looked for, one a second.
 _TRIES = 10
+
+
+#: Said wherever predictions are shown.
+NOT_A_VERDICT = (
+    "These are moments in which the face changes quickly, and the class that each would be if it were a "
+    "micro-expression. Blinks, speech and movements of the head stand out too. This is no lie detector, and says "
+    "nothing of what a person feels or means. The classifier was trained on: {trained_on}"
+)
 
 
 @dataclass
@@ -87,8 +97,16 @@ class Analysis:
     box: Box
     """The face, in pixels of the frames."""
     curve: np.ndarray
-    """(T,): how far each frame's difference from those a quarter second before and after stands out."""
+    """(T,), what ``difference_curve`` gave."""
     candidates: list[Candidate]
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "source": self.source,
+            "fps": self.fps,
+            "face": self.box._asdict(),
+            "candidates": [candidate.as_json() for candidate in self.candidates],
+        }
 
 
 def _whole_frames(clip: VideoClip | ImageFolderClip) -> Iterator[np.ndarray]:
@@ -144,13 +162,18 @@ def difference_curve(frames: Tensor, fps: float, patch_size: int = 8) -> Tensor:
 
 
 def spot(curve: Tensor, fps: float, config: SpotConfig) -> list[Spotted]:
-    """Peaks of the curve that stand out, in their order in time; those less than a rise apart count once."""
+    """Peaks of the curve that stand out, in their order in time, each the highest of half a second about it.
+
+    Frames near an expression are compared with it and stand out too, less than it does. What has no quarter second
+    before and after it is no candidate.
+    """
     centre = curve.median()
     deviation = 1.4826 * (curve - centre).abs().median().clamp(min=1e-6)
     strength = (curve - centre) / deviation
     reach, last = max(1, round(_RISE * fps)), len(curve) - 1
-    highest = F.max_pool1d(strength[None], 2 * reach + 1, 1, reach)[0]
+    highest = F.max_pool1d(strength[None], 4 * reach + 1, 1, 2 * reach)[0]
     peaks = ((strength == highest) & (strength >= config.strength)).nonzero()[:, 0].tolist()
+    peaks = [t for t in peaks if reach <= t <= last - reach]
     chosen = sorted(sorted(peaks, key=lambda t: -float(strength[t]))[: config.most])
     return [Spotted(max(0, t - reach), t, min(last, t + reach), float(strength[t])) for t in chosen]
 
@@ -195,6 +218,36 @@ def predict(
         for spotted, values, pair in zip(found, probabilities, pairs, strict=True)
     ]
     return Analysis(str(source), clip.fps, box, curve.numpy(), candidates)
+
+
+def figure_of_curve(analysis: Analysis) -> Figure:
+    """The difference curve over time, its candidates marked with their likeliest class."""
+    figure = Figure(figsize=(9, 3), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(np.arange(len(analysis.curve)) / analysis.fps, analysis.curve, color=LINE_COLOURS[0], lw=1)
+    for candidate in analysis.candidates:
+        onset, apex, offset = candidate.seconds
+        axes.axvspan(onset, offset, color=LINE_COLOURS[1], alpha=0.2, lw=0)
+        likeliest = max(candidate.probabilities, key=candidate.probabilities.__getitem__)
+        label = f"{likeliest} {candidate.probabilities[likeliest]:.2f}"
+        axes.annotate(
+            label, (apex, analysis.curve[candidate.spotted.apex]), (0, 3), textcoords="offset points", ha="center",
+            fontsize=8,
+        )  # fmt: skip
+    axes.set_xlabel("seconds")
+    axes.set_ylabel("difference (grey levels of 255)")
+    axes.margins(x=0, y=0.15)
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def figure_of_candidates(analysis: Analysis, model: Recognizer) -> Figure | None:
+    """Onset, apex and heat maps of each candidate; None if there is none."""
+    if not analysis.candidates:
+        return None
+    onset, apex = torch.stack([candidate.pair for candidate in analysis.candidates]).unbind(1)
+    labels = [f"{candidate.seconds[1]:.2f} s" for candidate in analysis.candidates]
+    return figure_of_pairs(onset, apex, change_maps(model.backbone, onset, apex), labels=labels)
 
 
 def _pairs(

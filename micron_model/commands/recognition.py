@@ -26,7 +26,7 @@ from ..evaluation.predictions import write_predictions
 from ..evaluation.protocols import cde, check_census, hde, loso
 from ..loading import load_model
 from ..micron_bert import MicronBERT
-from ..predict import NOT_A_VERDICT, SpotConfig, figure_of_candidates, predict
+from ..predict import NOT_A_VERDICT, SpotConfig, figure_of_candidates, figure_of_curve, predict
 from ..recognizer import Recognizer
 from ..training.finetune import FinetuneConfig, features_of, fit
 from ..training.problems import report_problems
@@ -105,7 +105,11 @@ def _load(dataset: str, root: Path, clips: Clips, size: int, console: Console) -
     with _progress_bar(console) as progress:
         shown = progress.add_task("faces", total=len(chosen.expressions))
         prepared = prepare(
-            chosen.expressions, size, clips.face, clips.cache, advance=lambda: progress.update(shown, advance=1)
+            chosen.expressions,
+            size,
+            clips.face,
+            clips.cache,
+            advance=lambda: progress.update(shown, advance=1),
         )
     report_problems(prepared.problems, console)
     if len(prepared.expressions) < len(chosen.expressions):
@@ -131,7 +135,9 @@ def _check_overlap(corpus: Corpus, expressions: list[Expression], allow: bool) -
             return []
         line = f"The model was pre-trained on frames of {len(seen)} of the subjects it is tested on: {', '.join(seen)}"
     if not allow:
-        raise ValueError(f"{line}. Pre-train without them, or allow it with --allow-overlap; every output then says so")
+        raise ValueError(
+            f"{line}. Pre-train without them, or allow it with --allow-overlap; every output then says so"
+        )
     return [line]
 
 
@@ -230,7 +236,10 @@ class Predict:
         model = _load_recognizer(self.model)
         analysis = predict(self.video, model, self.spot, fps=self.fps)
         self.out.mkdir(parents=True, exist_ok=True)
-        figure_of_candidates(analysis, model).savefig(self.out / "candidates.png", dpi=140)
+        figure_of_curve(analysis).savefig(self.out / "curve.png", dpi=140)
+        heatmaps = figure_of_candidates(analysis, model)
+        if heatmaps is not None:
+            heatmaps.savefig(self.out / "heatmaps.png", dpi=140)
         note = NOT_A_VERDICT.format(trained_on=model.config.trained_on or "an unknown set of clips")
         found = {"note": note, **analysis.as_json(), "spotting": asdict(self.spot)}
         (self.out / "candidates.json").write_text(json.dumps(found, indent=1, ensure_ascii=False))
@@ -238,11 +247,13 @@ class Predict:
         for candidate in analysis.candidates:
             onset, apex, offset = candidate.seconds
             numbers = [f"{p:.2f}" for p in candidate.probabilities.values()]
-            table.add_row(f"{onset:.2f}–{offset:.2f}", f"{apex:.2f}", f"{candidate.spotted.strength:.0f}", *numbers)
+            table.add_row(
+                f"{onset:.2f}–{offset:.2f}", f"{apex:.2f}", f"{candidate.spotted.strength:.0f}", *numbers
+            )
         shown = Console(file=sys.stdout, highlight=False)
         shown.print(table if analysis.candidates else "nothing stands out: no candidate")
         shown.print(note, markup=False)
-        console.print(f"pictures: {self.out / 'candidates.png'}", markup=False)
+        console.print(f"pictures and candidates.json: {self.out}", markup=False)
 
 
 def _load_recognizer(name: str) -> Recognizer:

@@ -240,7 +240,9 @@ def prepare(
 
     def prepare_one(expression: Expression) -> Pair | Problem:
         try:
-            path = cache / f"{_key(expression, size, config, boxes.get(expression.name))}.npz" if cache else None
+            path = (
+                cache / f"{_key(expression, size, config, boxes.get(expression.name))}.npz" if cache else None
+            )
             pair = _load(path, size) if path else None
             if pair is None:
                 pair = _cut_pair(expression, size, config, boxes)
