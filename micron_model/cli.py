@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal, Union
+from typing import Annotated, Literal, Protocol, Union
 
 import torch
 import tyro
@@ -17,6 +17,9 @@ from rich.console import Console
 
 from micron_kernels import info as kernels_info
 
+from .commands.data import DataCommand
+from .commands.recognition import Evaluate, Finetune, Predict
+from .commands.score import Score
 from .config import MicronBERTConfig, preset
 from .data import Clip, FrameError, find_clips, read_image, synthetic_clips
 from .data.pairs import longest_delta
@@ -149,11 +152,26 @@ class Info:
         sys.stdout.write("\n".join(lines) + "\n")
 
 
+class Command(Protocol):
+    """What every command is."""
+
+    def run(self, console: Console) -> int | None:
+        """Do it. The exit status is what this returns; None is 0."""
+        ...
+
+
 _Command = Union[  # noqa: UP007  (mypy and tyro read a Union of Annotated)
     Annotated[Demo, tyro.conf.subcommand("demo")],
     Annotated[Pretrain, tyro.conf.subcommand("pretrain")],
     Annotated[Shard, tyro.conf.subcommand("shard")],
     Annotated[Heatmap, tyro.conf.subcommand("heatmap")],
+    Annotated[
+        DataCommand, tyro.conf.subcommand("data", description="Check a database, or write a look-alike.")
+    ],
+    Annotated[Evaluate, tyro.conf.subcommand("evaluate")],
+    Annotated[Finetune, tyro.conf.subcommand("finetune")],
+    Annotated[Predict, tyro.conf.subcommand("predict")],
+    Annotated[Score, tyro.conf.subcommand("score")],
     Annotated[Info, tyro.conf.subcommand("info")],
 ]
 
@@ -161,7 +179,7 @@ _Command = Union[  # noqa: UP007  (mypy and tyro read a Union of Annotated)
 _USER_ERRORS = (ValueError, FileNotFoundError, NonFiniteLossError, CheckpointError, RuntimeError)
 
 
-def _parse(arguments: Sequence[str]) -> Demo | Pretrain | Shard | Heatmap | Info:
+def _parse(arguments: Sequence[str]) -> Command:
     """The preset decides the defaults that --help shows and --model.* changes, so it is read first."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", choices=("tiny", "base"), default="base")
@@ -182,14 +200,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = _parse(sys.argv[1:] if arguments is None else arguments)
     console = Console(stderr=True)
     try:
-        command.run(console)
+        return command.run(console) or 0
     except (Stopped, ShardingStopped) as stopped:
         _say(console, str(stopped))
         return 128 + stopped.signal_number
     except _USER_ERRORS as error:
         _say(console, f"error: {error}")
         return 1
-    return 0
 
 
 if __name__ == "__main__":

@@ -17,13 +17,13 @@ from rich.table import Table
 from ..config import preset
 from ..data.classes import SCHEMES, label
 from ..data.corpus import Corpus
-from ..data.datasets import DATASETS
 from ..data.expressions import Expression
 from ..data.faces import FaceConfig, prepare
-from ..evaluation.evaluate import EvaluateConfig, Task, evaluate, recognizer_of
+from ..evaluation.evaluate import EvaluateConfig, Task, evaluate
 from ..evaluation.metrics import score
-from ..evaluation.predictions import write_predictions
+from ..evaluation.outputs import write_outputs
 from ..evaluation.protocols import cde, check_census, hde, loso
+from ..evaluation.published import PUBLISHED
 from ..loading import load_model
 from ..micron_bert import MicronBERT
 from ..predict import NOT_A_VERDICT, SpotConfig, figure_of_candidates, figure_of_curve, predict
@@ -31,6 +31,7 @@ from ..recognizer import Recognizer
 from ..training.finetune import FinetuneConfig, features_of, fit
 from ..training.problems import report_problems
 from ..training.run import device_type
+from .data import DatasetName, Source
 from .score import print_score
 
 #: The classes where no scheme is asked for: those that most papers on the database report.
@@ -43,7 +44,9 @@ class Clips:
     """Which clips, and how their faces are cut."""
 
     scheme: Literal["3", "casme2-5", "samm-5", "casme3-3", "casme3-4", "casme3-7"] | None = None
-    """The classes: "3" are those of MEGC 2019. If not given: 3 for smic and megc2019, else casme2-5, samm-5, casme3-3."""
+    """The classes: "3" are those of MEGC 2019. If not given: 3 for smic and megc2019, else casme2-5, samm-5 or
+    casme3-3."""
+    source: tyro.conf.OmitArgPrefixes[Source] = field(default_factory=Source)
     face: FaceConfig = field(default_factory=FaceConfig)
     cache: Path = Path("out/faces")
     """Folder of faces that were cut before."""
@@ -96,7 +99,7 @@ def _progress_bar(console: Console) -> Progress:
 def _load(dataset: str, root: Path, clips: Clips, size: int, console: Console) -> _Labelled:
     """Read a database, choose the classes, cut the faces; each step says what it left out."""
     scheme = clips.scheme or _SCHEMES[dataset]
-    expressions, census = DATASETS[dataset](root)
+    expressions, census = clips.source.load(dataset, root)
     stamps = check_census([census], allow_differences=clips.allow_differences)
     chosen = label(expressions, scheme)
     counts = chosen.describe(scheme)
@@ -145,7 +148,7 @@ def _check_overlap(corpus: Corpus, expressions: list[Expression], allow: bool) -
 class Evaluate:
     """Train and test a recognizer fold by fold, no subject on both sides, and write scores and a report."""
 
-    dataset: tyro.conf.Positional[Literal["casme2", "samm", "smic", "casme3", "megc2019"]]
+    dataset: tyro.conf.Positional[DatasetName]
     """Which database; megc2019 is the composite of the first three."""
     root: tyro.conf.Positional[Path]
     """The folder it was unpacked into."""
@@ -162,8 +165,6 @@ class Evaluate:
     config: tyro.conf.OmitArgPrefixes[EvaluateConfig] = field(default_factory=EvaluateConfig)
 
     def run(self, console: Console) -> None:
-        from ..evaluation.recognition_report import write_outputs
-
         model, corpus = self.start.load()
         data = _load(self.dataset, self.root, self.clips, model.config.image_size, console)
         stamps = data.stamps + _check_overlap(corpus, data.expressions, self.allow_overlap)
@@ -174,16 +175,28 @@ class Evaluate:
             console=console,
         )  # fmt: skip
         about = data.about | {"protocol": self.protocol, "pre-trained model": self.start.model}
-        write_outputs(self.out, task, data.pairs, model, evaluation, self.config, about, stamps)
+        known = "composite" if self.dataset == "megc2019" else f"{self.dataset}-{len(data.classes)}"
+        rows = [row for row in PUBLISHED if row.task == known and self.protocol != "hde"]
+        report = write_outputs(
+            self.out,
+            task,
+            data.pairs,
+            model,
+            evaluation,
+            self.config,
+            about=about,
+            published=rows,
+            stamps=stamps,
+        )
         print_score(score(evaluation.predictions), Console(highlight=False))
-        console.print(f"report: {self.out / 'report.html'}", markup=False)
+        console.print(f"report: {report}", markup=False)
 
 
 @dataclass
 class Finetune:
     """Train a recognizer on all clips of a database, for use on other videos."""
 
-    dataset: tyro.conf.Positional[Literal["casme2", "samm", "smic", "casme3", "megc2019"]]
+    dataset: tyro.conf.Positional[DatasetName]
     """Which database."""
     root: tyro.conf.Positional[Path]
     """The folder it was unpacked into."""

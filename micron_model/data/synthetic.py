@@ -68,6 +68,42 @@ CLASSES: dict[str, tuple[Movement, ...]] = {
         Movement("brow right", -0.4, 0.7),
     ),
 }
+#: Further movements, for a label that is asked for by name; :func:`synthetic_clips` draws on ``CLASSES`` alone.
+FURTHER: dict[str, tuple[Movement, ...]] = {
+    "sadness": (  # inner brows raised and drawn together (AU1+4), lip corners lowered (AU15)
+        Movement("brow left", 0.6, -0.6),
+        Movement("brow right", -0.6, -0.6),
+        Movement("lip corner left", 0.0, 1.0),
+        Movement("lip corner right", 0.0, 1.0),
+    ),
+    "fear": (  # brows (AU1+2) and upper lids (AU5) raised, lips stretched (AU20)
+        Movement("brow left", 0.3, -0.7),
+        Movement("brow right", -0.3, -0.7),
+        Movement("lid left", 0.0, -0.6),
+        Movement("lid right", 0.0, -0.6),
+        Movement("lip corner left", -1.0, 0.1),
+        Movement("lip corner right", 1.0, 0.1),
+    ),
+    "anger": (  # brows lowered and drawn together (AU4), lids (AU7) and lips (AU23) tightened
+        Movement("brow left", 0.4, 0.8),
+        Movement("brow right", -0.4, 0.8),
+        Movement("lid left", 0.0, 0.5),
+        Movement("lid right", 0.0, 0.5),
+        Movement("lip corner left", 0.7, 0.0),
+        Movement("lip corner right", -0.7, 0.0),
+    ),
+    "contempt": (Movement("lip corner left", -0.7, -0.6),),  # one lip corner tightened (AU14)
+    "repression": (  # lip corners lowered (AU15) and pressed together (AU24)
+        Movement("lip corner left", 0.5, 0.8),
+        Movement("lip corner right", -0.5, 0.8),
+    ),
+    "others": (  # brows lowered and drawn together (AU4) alone
+        Movement("brow left", 0.4, 0.8),
+        Movement("brow right", -0.4, 0.8),
+    ),
+}
+# Random numbers follow from a label's place here, so a new one goes last.
+_MOVEMENTS = CLASSES | FURTHER
 _SPREAD = 0.12  # standard deviation of a displacement, in sides of the face
 _SOURCE = 256  # side of the cut photographs in pixels
 _FACE = 0.72  # side of the detected face over the side of the cut
@@ -105,24 +141,28 @@ class SyntheticClip:
 
     Attributes:
         subject: number of the identity.
-        label: class, a key of ``CLASSES``.
+        label: class, a key of ``CLASSES`` or ``FURTHER``.
         seed: of the set that the clip belongs to.
+        repeat: tells apart clips of one subject, label and seed.
     """
 
     subject: int
     label: str
     seed: int = 0
     fps: float = FPS
+    repeat: int = 0
 
     @property
     def name(self) -> str:
-        return f"synthetic/{self.subject:04d}/{self.label}"
+        return f"synthetic/{self.subject:04d}/{self.label}" + (f"/{self.repeat}" if self.repeat else "")
 
     def __len__(self) -> int:
         return LENGTH
 
     def _rng(self, *purpose: int) -> np.random.Generator:
-        return np.random.default_rng((self.seed, self.subject, list(CLASSES).index(self.label), *purpose))
+        label = list(_MOVEMENTS).index(self.label)
+        repeat = (self.repeat,) if self.repeat else ()
+        return np.random.default_rng((self.seed, self.subject, label, *purpose, *repeat))
 
     @property
     def onset(self) -> int:
@@ -187,7 +227,7 @@ class SyntheticClip:
         directions = linear / np.linalg.norm(linear, axis=0)
         y, x = np.mgrid[:size, :size].astype(np.float32)
         field = np.zeros((size, size, 2), np.float32)
-        for movement in CLASSES[self.label]:
+        for movement in _MOVEMENTS[self.label]:
             place = (np.array(PLACES[movement.place]) - 0.5) * _FACE * _SOURCE + _SOURCE / 2
             centre = linear @ place + to_frame[:, 2]
             weight = np.exp(-((x - centre[0]) ** 2 + (y - centre[1]) ** 2) / (2 * spread**2))

@@ -30,6 +30,8 @@ from .metrics import confusion_matrix, uf1
 from .predictions import LEAKY, Prediction, Predictions, read_predictions, write_predictions
 from .protocols import Fold, check_fold, inner_split
 
+_FEATURES = "features.npy"
+
 
 @dataclass
 class EvaluateConfig:
@@ -331,18 +333,22 @@ def _cached_features(
     progress: Progress,
 ) -> Tensor:
     """Features of all pairs, computed once: nothing in them was fitted to any clip."""
-    path = out / "features.npy"
-    if path.is_file():
-        with contextlib.suppress(ValueError, EOFError):
-            stored = np.load(path, allow_pickle=False)
-            if len(stored) == len(pairs):
-                return torch.from_numpy(stored)
+    stored = features_in(out)
+    if stored is not None and len(stored) == len(pairs):
+        return torch.from_numpy(stored)
     model = recognizer_of(backbone, task.classes, config).to(device).eval()
     shown = progress.add_task("features", total=len(pairs))
     features = features_of(model, pairs, advance=lambda n: progress.update(shown, advance=n))
-    with whole_file(path) as file:
+    with whole_file(out / _FEATURES) as file:
         np.save(file, features.numpy(), allow_pickle=False)
     return features
+
+
+def features_in(out: Path) -> np.ndarray | None:
+    """The features (n, F) that an evaluation with a frozen encoder left in its folder."""
+    with contextlib.suppress(OSError, ValueError, EOFError):
+        return np.load(out / _FEATURES, allow_pickle=False)
+    return None
 
 
 def _progress_bar(console: Console) -> Progress:

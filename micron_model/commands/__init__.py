@@ -1,0 +1,1 @@
+"""Commands of ``micron``, each a dataclass whose fields are its options."""
