@@ -36,9 +36,8 @@ def _as_they_are(name: str, dataset: str, classes: tuple[str, ...]) -> Scheme:
     return Scheme(name, classes, {dataset: {emotion: (emotion,) for emotion in classes}})
 
 
-_NEGATIVE = ("disgust", "fear", "anger", "sad")
 # A composite's expressions carry the class as their emotion, so each class is also made of itself.
-_MEGC = {
+_MEGC: dict[str, dict[str, Sequence[str]]] = {
     "casme2": {
         "negative": ("negative", "disgust", "repression"),
         "positive": ("positive", "happiness"),
@@ -51,7 +50,11 @@ _MEGC = {
     },
     "smic": {"negative": ("negative",), "positive": ("positive",), "surprise": ("surprise",)},
 }
-_CASME3 = {"negative": _NEGATIVE, "positive": ("happy",), "surprise": ("surprise",)}
+_CASME3: dict[str, Sequence[str]] = {
+    "negative": ("disgust", "fear", "anger", "sad"),
+    "positive": ("happy",),
+    "surprise": ("surprise",),
+}
 
 #: "3" is that of the Micro-Expression Grand Challenge 2019; the others are named by dataset and number of classes.
 SCHEMES = {

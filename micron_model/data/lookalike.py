@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -109,24 +109,6 @@ def _plan_clip(clip: SyntheticClip, subject: int, order: int, emotion: str, onse
     return Planned(subject, order, emotion, *interval, tuple(indices), clip, interval)
 
 
-def _plan(dataset: str, emotions: Sequence[str], config: LookalikeConfig) -> list[Planned]:
-    number = list(_WRITERS).index(dataset)  # so that the parts of a composite show different faces
-    rng = np.random.default_rng((config.seed, number))
-    orders: Counter[int] = Counter()
-    repeats: Counter[tuple[int, str]] = Counter()
-    plan = []
-    for subject, emotion in _deal(emotions, config):
-        moves, order = _MOVES_LIKE.get(emotion, emotion), orders[subject]
-        identity = 1000 * (number + 1) + subject
-        clip = SyntheticClip(identity, moves, config.seed, repeat=repeats[subject, moves])
-        # From 7 on, frames pass 10, where the order of names leaves that of numbers; two clips share a recording.
-        onset = 7 + (int(rng.integers(50)) if plan else 0) + 100 * (order % 2)
-        plan.append(_plan_clip(clip, subject, order, emotion, onset))
-        orders[subject] += 1
-        repeats[subject, moves] += 1
-    return _with_quirks(dataset, plan) if config.quirks else plan
-
-
 def _with_quirks(dataset: str, plan: list[Planned]) -> list[Planned]:
     """The faults that can be told by the numbers of a clip."""
     first, second, third, fourth, *others = plan
@@ -221,7 +203,7 @@ def _write_samm(root: Path, plan: Sequence[Planned], config: LookalikeConfig) ->
     rows.append((*header, "Micro", "Action Units", "Estimated Emotion", "Objective Classes", "Notes"))
     for planned in plan:
         filename, emotion = _samm_filename(planned), planned.emotion.capitalize()
-        if config.quirks and emotion == "Other" and planned.order % 2:
+        if config.quirks and emotion == "Other" and planned.order > 1:
             emotion = "Others"
         length = planned.offset - planned.onset + 1
         rows.append(
@@ -265,7 +247,7 @@ def _write_casme3(root: Path, plan: Sequence[Planned], config: LookalikeConfig) 
     for planned in plan:
         recording = "abcdefghijklmnopqrstuvwxyz"[planned.order // 2 % 26] * (planned.order // 52 + 1)
         emotion = planned.emotion
-        if config.quirks and emotion == "others" and planned.order % 2 == 0:
+        if config.quirks and emotion == "others" and planned.order > 1:
             emotion = "Others"
         rows.append((f"spNO.{planned.subject}", recording, *planned.cells, "5", "II", emotion))
         if layout == "clips":
@@ -281,24 +263,41 @@ def _write_casme3(root: Path, plan: Sequence[Planned], config: LookalikeConfig) 
     _write_sheet(root / "cas(me)3_part_A_ME_label_JpgIndex_v2.xlsx", "label", rows)
 
 
-_Writer = Callable[[Path, Sequence[Planned], LookalikeConfig], None]
-_WRITERS: dict[str, tuple[Official, Sequence[Layout], _Writer]] = {
-    "casme2": (casme2.OFFICIAL, casme2.LAYOUTS, _write_casme2),
-    "samm": (samm.OFFICIAL, samm.LAYOUTS, _write_samm),
-    "smic": (smic.OFFICIAL, smic.LAYOUTS, _write_smic),
-    "casme3": (casme3.OFFICIAL, casme3.LAYOUTS, _write_casme3),
+class _Writer(NamedTuple):
+    official: Official
+    layouts: Sequence[Layout]
+    write: Callable[[Path, Sequence[Planned], LookalikeConfig], None]
+
+
+_WRITERS = {
+    "casme2": _Writer(casme2.OFFICIAL, casme2.LAYOUTS, _write_casme2),
+    "samm": _Writer(samm.OFFICIAL, samm.LAYOUTS, _write_samm),
+    "smic": _Writer(smic.OFFICIAL, smic.LAYOUTS, _write_smic),
+    "casme3": _Writer(casme3.OFFICIAL, casme3.LAYOUTS, _write_casme3),
 }
 
 
-def _write_one(dataset: str, root: Path, config: LookalikeConfig) -> list[Planned]:
-    official, layouts, write = _WRITERS[dataset]
+def _plan(dataset: str, config: LookalikeConfig) -> list[Planned]:
+    """Raises ValueError for a layout or an emotion that the dataset does not have."""
+    official, layouts, _ = _WRITERS[dataset]
     names = [layout.name for layout in layouts]
     if config.layout not in (None, *names):
         raise ValueError(f"layout={config.layout!r} is none of {', '.join(names)} of {dataset}")
-    plan = _plan(dataset, tuple(official.counts), config)
-    root.mkdir(parents=True, exist_ok=True)
-    write(root, plan, config)
-    return plan
+    number = list(_WRITERS).index(dataset)
+    rng = np.random.default_rng((config.seed, number))
+    orders: Counter[int] = Counter()
+    repeats: Counter[tuple[int, str]] = Counter()
+    plan: list[Planned] = []
+    for subject, emotion in _deal(list(official.counts), config):
+        moves, order = _MOVES_LIKE.get(emotion, emotion), orders[subject]
+        identity = 1000 * (number + 1) + subject  # the parts of a composite show different faces
+        clip = SyntheticClip(identity, moves, config.seed, repeat=repeats[subject, moves])
+        # From 7 on, frames pass 10, where the order of names leaves that of numbers; two clips share a recording.
+        onset = 7 + (int(rng.integers(50)) if plan else 0) + 100 * (order % 2)
+        plan.append(_plan_clip(clip, subject, order, emotion, onset))
+        orders[subject] += 1
+        repeats[subject, moves] += 1
+    return _with_quirks(dataset, plan) if config.quirks else plan
 
 
 def _composite_row(part: str, planned: Planned) -> tuple[str, str, str]:
@@ -311,19 +310,18 @@ def _composite_row(part: str, planned: Planned) -> tuple[str, str, str]:
     return part, subject, subject + "_" + _smic_filename(planned).split("_", 1)[1]
 
 
-def _write_composite(root: Path, config: LookalikeConfig) -> int:
-    """The three datasets and the csv, without a header, of those clips that have one of its classes."""
+def _write_composite(path: Path, plans: Mapping[str, Sequence[Planned]]) -> int:
+    """The csv, without a header, of those clips that have a class of the composite; gives how many they are."""
     labels = {name: label for label, name in LABELS.items()}
-    count = 0
-    with open(root / "combined_3class_gt.csv", "w", newline="") as file:
-        rows = csv.writer(file)
-        for part in PARTS:
-            for planned in _write_one(part, root / part, config):
-                name = SCHEMES["3"].class_of(part, planned.emotion)
-                if name is not None:
-                    rows.writerow((*_composite_row(part, planned), labels[name]))
-                    count += 1
-    return count
+    rows = [
+        (*_composite_row(part, planned), labels[name])
+        for part, plan in plans.items()
+        for planned in plan
+        if (name := SCHEMES["3"].class_of(part, planned.emotion)) is not None
+    ]
+    with open(path, "w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return len(rows)
 
 
 def make_lookalike(dataset: str, root: str | Path, config: LookalikeConfig | None = None) -> int:
@@ -344,15 +342,19 @@ def make_lookalike(dataset: str, root: str | Path, config: LookalikeConfig | Non
     root, config = Path(root), config or LookalikeConfig()
     if dataset not in (*_WRITERS, "megc2019"):
         raise ValueError(f"dataset={dataset!r} is none of {', '.join((*_WRITERS, 'megc2019'))}")
+    plans = {part: _plan(part, config) for part in (PARTS if dataset == "megc2019" else (dataset,))}
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise ValueError(
             f"{root} is not an empty folder; give another, so that no data are mixed with a look-alike"
         )
-    root.mkdir(parents=True, exist_ok=True)
+    for part, plan in plans.items():
+        folder = root / part if len(plans) > 1 else root
+        folder.mkdir(parents=True, exist_ok=True)
+        _WRITERS[part].write(folder, plan, config)
     (root / "LOOKALIKE.txt").write_text(
         f"Warped photographs in the folders of {dataset}, written by `micron data make-lookalike`. Nothing here is "
         "of that database, and no score on it says anything of one.\n"
     )
-    if dataset == "megc2019":
-        return _write_composite(root, config)
-    return len(_write_one(dataset, root, config))
+    if len(plans) > 1:
+        return _write_composite(root / "combined_3class_gt.csv", plans)
+    return len(plans[dataset])

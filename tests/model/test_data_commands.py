@@ -1,0 +1,60 @@
+"""``micron data``: what it prints and with which status it ends."""
+
+import pytest
+
+from lookalikes import tiny_lookalike
+from micron_model.cli import main
+from micron_model.data import smic
+from micron_model.data.datasets import DATASETS
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_a_lookalike_can_be_made_and_is_not_taken_for_the_database(dataset, tmp_path, capsys):
+    root = tmp_path / "root"
+    made = main(["data", "make-lookalike", dataset, str(root), "--subjects", "2", "--side", "8"])
+    assert made == 0
+    assert "Nothing here is of that database" in (root / "LOOKALIKE.txt").read_text()
+    assert main(["data", "check", dataset, str(root)]) == 1
+    captured = capsys.readouterr()
+    assert f"differs from the official census of {dataset}" in captured.out
+    assert "dropped (1)" in captured.out or dataset == "megc2019"
+    assert "used with frames missing (" in captured.out
+    assert "no protocol runs on this census unless it is told to" in captured.err
+
+
+def test_a_whole_database_is_passed(tmp_path, capsys):
+    root = tiny_lookalike(
+        "smic", tmp_path / "smic", subjects=16, counts=dict(smic.OFFICIAL.counts), quirks=False
+    )
+    assert main(["data", "check", "smic", str(root)]) == 0
+    captured = capsys.readouterr()
+    lines = captured.out.splitlines()
+    assert lines[0].split() == ["smic", "clips", "official", "subjects", "official"]
+    assert lines[1].split() == ["negative", "70", "70", "16"]
+    assert lines[4].split() == ["all", "164", "164", "16", "16"]
+    assert lines[-1] == "agrees with the official census of smic"
+    assert captured.err == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["check", "casme2", "{tmp}/away"], "away: no such folder"),
+        (["check", "casme2", "{tmp}"], "no folders of subjects"),
+        (
+            ["check", "samm", "{tmp}", "--apexes", "a.csv"],
+            "apexes is no option of samm; it takes layout, sheet",
+        ),
+        (["check", "mmew", "{tmp}"], "invalid choice 'mmew'"),
+        (
+            ["make-lookalike", "casme2", "{tmp}/new", "--clips", "0"],
+            "at least one subject, one pixel and 5 clips",
+        ),
+        (
+            ["make-lookalike", "casme2", "{tmp}/new", "--layout", "x"],
+            "layout='x' is none of cropped, selected, raw",
+        ),
+    ],
+)
+def test_bad_input_is_named_without_a_traceback(arguments, message, tmp_path, refused):
+    assert message in refused(["data", *(a.format(tmp=tmp_path) for a in arguments)])
