@@ -1,7 +1,5 @@
 """Which micro-expression lies between two frames."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -67,7 +65,7 @@ class Recognizer(
         nn.init.zeros_(self.head.bias)
 
     @classmethod
-    def from_pretrained_backbone(cls, model: MicronBERT, classes: Sequence[str], **settings) -> Recognizer:
+    def from_pretrained_backbone(cls, model: MicronBERT, classes: Sequence[str], **settings) -> "Recognizer":
         """A recognizer that starts from a pre-trained model; ``settings`` are those of :class:`RecognizerConfig`."""
         recognizer = cls(RecognizerConfig(tuple(classes), model.config, **settings))
         wanted = recognizer.backbone.state_dict()

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import os
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -155,6 +156,10 @@ class Pair(NamedTuple):
     """Whether the face was found, or given; otherwise the central square was taken."""
 
 
+def _is_spotted(expression: Expression, config: FaceConfig) -> bool:
+    return config.spot_apex and expression.apex_from == "midpoint"
+
+
 def _cut_pair(expression: Expression, size: int, config: FaceConfig, boxes: Mapping[str, Box]) -> Pair:
     onset = read_whole_image(expression.path(expression.onset))
     box = boxes.get(expression.name) or (find_face(onset) if config.detect else None)
@@ -169,7 +174,7 @@ def _cut_pair(expression: Expression, size: int, config: FaceConfig, boxes: Mapp
         return cut(read_whole_image(expression.path(number)), box, margin, size)
 
     apex = expression.apex
-    if config.spot_apex and expression.apex_from == "midpoint":
+    if _is_spotted(expression, config):
         numbers = [n for n, _ in expression.frames if expression.onset <= n <= expression.offset]
         apex = numbers[spot_apex(torch.from_numpy(np.stack([read(n) for n in numbers])))]
     return Pair(np.stack([cut(onset, box, margin, size), read(apex)]), apex, found)
@@ -186,9 +191,9 @@ def _key(expression: Expression, size: int, config: FaceConfig, box: Box | None)
 
 def _load(path: Path, size: int) -> Pair | None:
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
             pair = Pair(stored["frames"], int(stored["apex"]), bool(stored["found"]))
-    except (OSError, ValueError, KeyError, EOFError):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
     return pair if pair.frames.shape == (2, 3, size, size) else None
 
@@ -256,10 +261,12 @@ def prepare(
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         results = list(pool.map(prepare_one, expressions))
-    return _collect(expressions, results)
+    return _collect(expressions, results, config)
 
 
-def _collect(expressions: Sequence[Expression], results: Sequence[Pair | Problem]) -> Prepared:
+def _collect(
+    expressions: Sequence[Expression], results: Sequence[Pair | Problem], config: FaceConfig
+) -> Prepared:
     kept, pairs, problems = [], [], []
     for expression, result in zip(expressions, results, strict=True):
         if isinstance(result, Problem):
@@ -268,7 +275,7 @@ def _collect(expressions: Sequence[Expression], results: Sequence[Pair | Problem
         if not result.found:
             path = str(expression.path(expression.onset))
             problems.append(Problem(path, "no face was found: the central square was taken"))
-        spotted = result.apex != expression.apex
+        spotted = _is_spotted(expression, config)
         kept.append(replace(expression, apex=result.apex, apex_from="spotting") if spotted else expression)
         pairs.append(torch.from_numpy(result.frames))
     if not kept:

@@ -1,0 +1,180 @@
+"""Faces cut from clips: found, given, or the whole frame; the same cut for onset and apex; the cache."""
+
+import dataclasses
+
+import cv2
+import numpy as np
+import pytest
+import skimage.data
+import torch
+
+from micron_model.data import synthetic_clips
+from micron_model.data.expressions import Expression
+from micron_model.data.faces import Box, FaceConfig, cut, find_face, prepare, read_boxes, spot_apex
+
+WHOLE = FaceConfig(detect=False)
+
+
+def write_expression(folder, frames, numbers, *, apex, apex_from="annotation", subject="sub01"):
+    """Frames (T, 3, H, W) as files; onset and offset are the first and the last."""
+    folder.mkdir(parents=True)
+    paths = []
+    for number, frame in zip(numbers, frames, strict=True):
+        path = folder / f"img{number}.png"
+        cv2.imwrite(str(path), frame.transpose(1, 2, 0)[:, :, ::-1])
+        paths.append((number, path))
+    return Expression(
+        "casme2", subject, f"{subject}/{folder.name}", "happiness", 200.0, tuple(paths), numbers[0], apex,
+        numbers[-1], apex_from,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def expression(tmp_path):
+    clip = synthetic_clips([0])[0]
+    numbers = range(clip.onset, clip.offset + 1, 2)
+    return write_expression(tmp_path / "EP01", clip.read(numbers, 64), list(numbers), apex=numbers[-2])
+
+
+def test_the_face_of_a_photograph_is_found_at_any_size():
+    image = skimage.data.astronaut()
+    boxes = [find_face(image), find_face(cv2.resize(image, None, fx=2, fy=2))]
+    for box, scale in zip(boxes, (1, 2), strict=True):
+        centre = ((box.x + box.side / 2) / scale, (box.y + box.side / 2) / scale)
+        assert np.hypot(centre[0] - 223, centre[1] - 115) < 15  # between eyes and mouth
+        assert 80 < box.side / scale < 160
+
+
+def test_there_is_no_face_in_noise():
+    assert find_face(np.random.default_rng(0).integers(0, 255, (200, 300, 3), np.uint8)) is None
+    assert find_face(np.zeros((20, 20, 3), np.uint8)) is None
+
+
+def test_a_cut_has_the_box_and_its_margin():
+    image = np.zeros((40, 60, 3), np.uint8)
+    image[10:30, 20:40] = (255, 128, 0)
+    exact = cut(image, Box(20, 10, 20), 0.0, 20)
+    assert (exact == np.array([255, 128, 0])[:, None, None]).all()
+    wider = cut(image, Box(20, 10, 20), 0.5, 40)
+    assert (wider[0] == np.pad(np.full((20, 20), 255), 10)).all()
+
+
+def test_what_lies_outside_of_the_frame_repeats_its_edge():
+    image = np.arange(100, dtype=np.uint8).reshape(10, 10, 1).repeat(3, 2)
+    wide = cut(image, Box(-2, -3, 10), 0.0, 10)
+    assert wide[0, 0].tolist() == [0, 0, 0, 1, 2, 3, 4, 5, 6, 7]
+    assert wide[0, 4].tolist() == [10, 10, 10, 11, 12, 13, 14, 15, 16, 17]
+
+
+def test_onset_and_apex_are_those_of_the_annotation(expression):
+    (pair,) = prepare([expression], 64, WHOLE).pairs
+    for frame, number in zip(pair, (expression.onset, expression.apex), strict=True):
+        read = cv2.imread(str(expression.path(number)))[:, :, ::-1].transpose(2, 0, 1)
+        assert (frame.numpy() == read).all()
+
+
+def test_the_face_is_found_in_the_onset_and_cut_alike_from_the_apex(tmp_path):
+    scene = skimage.data.astronaut()[:300]
+    shifted = np.roll(scene, 6, 1)  # a face that moved is cut where it was
+    frames = np.stack([scene, shifted]).transpose(0, 3, 1, 2)
+    prepared = prepare(
+        [write_expression(tmp_path / "EP01", frames, [1, 2], apex=2)], 64, FaceConfig(margin=0.1)
+    )
+    assert prepared.problems == []
+    box = find_face(scene)
+    for image, frame in zip((scene, shifted), prepared.pairs[0], strict=True):
+        assert (cut(image, box, 0.1, 64) == frame.numpy()).all()
+
+
+def test_no_face_is_told_and_the_central_square_taken(tmp_path):
+    frames = np.random.default_rng(0).integers(0, 255, (2, 3, 64, 80), np.uint8)
+    prepared = prepare([write_expression(tmp_path / "EP01", frames, [1, 2], apex=2)], 64, FaceConfig())
+    assert [p.reason for p in prepared.problems] == ["no face was found: the central square was taken"]
+    assert (prepared.pairs[0].numpy() == frames[..., 8:72]).all()
+
+
+@pytest.mark.parametrize(
+    "text", ["clip,x,y,width,height\nsub01/EP01,10,20,30,40\n", "clip,x1,y1,x2,y2\nsub01/EP01,10,60,40,20\n"]
+)
+def test_boxes_and_landmarks_of_a_csv_are_squared(tmp_path, text):
+    path = tmp_path / "boxes.csv"
+    path.write_text(text)
+    assert read_boxes(path) == {"sub01/EP01": Box(5, 20, 40)}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("clip,left\na,1\n", "has the columns clip, left; it must have clip, x, y, width, height"),
+        ("clip,x,y,width,height\na,1,2,0,4\n", "clip 'a' has no box of positive width and height"),
+        ("clip,x1,y1,x2,y2\na,1,2,,4\n", "clip 'a' has no box of positive width and height"),
+    ],
+)
+def test_a_csv_without_boxes_is_refused(tmp_path, text, message):
+    path = tmp_path / "boxes.csv"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_boxes(path)
+
+
+def test_a_given_box_is_taken(tmp_path, expression):
+    path = tmp_path / "boxes.csv"
+    path.write_text(f"clip,x,y,width,height\n{expression.name},8,16,32,32\n")
+    (pair,) = prepare([expression], 32, FaceConfig(boxes=path, margin=0.0)).pairs
+    whole = prepare([expression], 64, WHOLE).pairs[0]
+    assert torch.equal(pair, whole[..., 16:48, 8:40])
+
+
+def test_the_apex_is_spotted_where_the_difference_is_widest(tmp_path):
+    for clip in synthetic_clips(range(4)):
+        frames = clip.read(range(clip.onset, clip.offset + 1), 64)
+        assert abs(clip.onset + spot_apex(torch.from_numpy(frames)) - clip.apex) <= 3
+    numbers = list(range(clip.onset, clip.offset + 20))
+    middle, frames = (numbers[0] + numbers[-1]) // 2, clip.read(numbers, 64)
+    midpoint = write_expression(tmp_path / "EP01", frames, numbers, apex=middle, apex_from="midpoint")
+    config = dataclasses.replace(WHOLE, spot_apex=True)
+    (spotted,) = prepare([midpoint], 64, config).expressions
+    assert spotted.apex_from == "spotting"
+    assert abs(spotted.apex - clip.apex) <= 3 < abs(middle - clip.apex)
+    annotated = dataclasses.replace(midpoint, apex_from="annotation")
+    assert prepare([annotated], 64, config).expressions == [annotated]
+
+
+def test_the_cache_gives_the_same_and_is_read(tmp_path, expression, monkeypatch):
+    first = prepare([expression], 64, WHOLE, tmp_path / "cache").pairs
+    monkeypatch.setattr("micron_model.data.faces._cut_pair", None)
+    assert torch.equal(prepare([expression], 64, WHOLE, tmp_path / "cache").pairs, first)
+
+
+@pytest.mark.parametrize("change", ["size", "margin", "apex", "frame", "damaged"])
+def test_the_cache_is_not_read_for_anything_else(tmp_path, expression, change):
+    cache = tmp_path / "cache"
+    prepare([expression], 64, WHOLE, cache)
+    (stored,) = cache.iterdir()
+    size, config = 64, WHOLE
+    if change == "size":
+        size = 32
+    elif change == "margin":
+        config = FaceConfig(detect=False, margin=0.3)
+    elif change == "apex":
+        expression = dataclasses.replace(expression, apex=expression.onset)
+    elif change == "frame":
+        cv2.imwrite(str(expression.path(expression.apex)), np.zeros((64, 64, 3), np.uint8))
+    else:
+        stored.write_bytes(stored.read_bytes()[:1000])
+    fresh = prepare([expression], size, config).pairs
+    assert torch.equal(prepare([expression], size, config, cache).pairs, fresh)
+    assert len(list(cache.iterdir())) == (1 if change == "damaged" else 2)
+
+
+def test_an_expression_that_cannot_be_read_is_left_out_and_named(tmp_path, expression):
+    broken = write_expression(tmp_path / "EP02", np.zeros((2, 3, 64, 64), np.uint8), [1, 2], apex=2)
+    broken.path(2).write_bytes(b"no image")
+    prepared = prepare([broken, expression], 64, WHOLE)
+    assert prepared.expressions == [expression]
+    assert prepared.pairs.shape == (1, 2, 3, 64, 64)
+    (problem,) = prepared.problems
+    assert problem.path == "casme2 sub01/EP02"
+    assert "img2.png: is not an image that can be decoded" in problem.reason
+    with pytest.raises(ValueError, match="none of 1 expressions could be prepared"):
+        prepare([broken], 64, WHOLE)
