@@ -17,6 +17,7 @@ from rich.console import Console
 
 from micron_kernels import info as kernels_info
 
+from .commands.score import Score
 from .config import MicronBERTConfig, preset
 from .data import Clip, FrameError, find_clips, read_image, synthetic_clips
 from .data.pairs import longest_delta
@@ -171,6 +172,7 @@ _Command = Union[  # noqa: UP007  (mypy and tyro read a Union of Annotated)
     Annotated[Pretrain, tyro.conf.subcommand("pretrain")],
     Annotated[Shard, tyro.conf.subcommand("shard")],
     Annotated[Heatmap, tyro.conf.subcommand("heatmap")],
+    Annotated[Score, tyro.conf.subcommand("score")],
     Annotated[Info, tyro.conf.subcommand("info")],
 ]
 
@@ -178,7 +180,7 @@ _Command = Union[  # noqa: UP007  (mypy and tyro read a Union of Annotated)
 _USER_ERRORS = (ValueError, FileNotFoundError, NonFiniteLossError, CheckpointError, RuntimeError)
 
 
-def _parse(arguments: Sequence[str]) -> Demo | Pretrain | Shard | Heatmap | Info:
+def _parse(arguments: Sequence[str]) -> Demo | Pretrain | Shard | Heatmap | Score | Info:
     """The preset decides the defaults that --help shows and --model.* changes, so it is read first."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", choices=("tiny", "base"), default="base")

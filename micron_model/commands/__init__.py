@@ -1,0 +1,1 @@
+"""Commands of ``micron`` that have a module of their own."""
