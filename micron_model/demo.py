@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import base64
-import html
-import io
 import json
 import platform
 import shutil
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from rich.console import Console
 from torch import Tensor
 
 from micron_kernels import topk_mask
 
-from . import visualize
+from . import html_page, visualize
 from .config import MicronBERTConfig, preset
 from .data import SyntheticClip, synthetic_clips
 from .data.synthetic import CLASSES, FPS
@@ -73,44 +68,13 @@ def _map_auroc(values: Tensor, moved: Tensor) -> float:
     return auroc(values.flatten(1).numpy(), most.numpy())
 
 
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()
-
-
-def _table(rows: Sequence[tuple[str, str]]) -> str:
-    cells = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in rows)
-    return f"<table>{cells}</table>"
-
-
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
-h1 { margin-bottom: 0; } h2 { margin-top: 2.2rem; border-bottom: 1px solid #ddd; }
-img { max-width: 100%; display: block; margin: 0.6rem 0; }
-table { border-collapse: collapse; } th, td { text-align: left; padding: 0.15rem 1rem 0.15rem 0; font-weight: normal; }
-th { color: #555; } .big { font-size: 1.15rem; } .note { color: #555; font-size: 0.92rem; }
-.missed { color: #a33; }
-"""
-
-
-def _page(title: str, sections: Sequence[tuple[str, str]]) -> str:
-    body = "".join(
-        f"<h2>{html.escape(name)}</h2>{content}" if name else content for name, content in sections
-    )
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f"<style>{_STYLE}</style></head><body><h1>{html.escape(title)}</h1>{body}</body></html>"
-    )
-
-
 def _settings(config: DemoConfig) -> str:
     default, model = preset("tiny"), config.model
     changed = [
         f"{name}={value!r}" for name, value in asdict(model).items() if value != getattr(default, name)
     ]
     options = ", ".join(changed) or "none: the paper's settings"
-    return _table(
+    return html_page.table(
         [
             ("options beyond the paper's form", options),
             ("model", f"{model.image_size}×{model.image_size}, patches of {model.patch_size}, width {model.width}, "
@@ -164,7 +128,7 @@ def write_report(
         ),
         "losses": visualize.figure_of_losses(log),
     }
-    images = {name: _png(figure) for name, figure in figures.items()}
+    images = {name: html_page.png(figure) for name, figure in figures.items()}
     for name, data in images.items():
         (out / f"{name}.png").write_bytes(data)
     (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
@@ -174,8 +138,7 @@ def write_report(
 
 def _render(images: dict[str, bytes], results: dict[str, Any], config: DemoConfig) -> str:
     def image(name: str, description: str) -> str:
-        data = base64.b64encode(images[name]).decode()
-        return f'<img alt="{html.escape(description)}" src="data:image/png;base64,{data}">'
+        return html_page.image(images[name], description)
 
     reached = results["auroc_moved_last"] >= TARGET
     verdict = (
@@ -186,7 +149,7 @@ def _render(images: dict[str, bytes], results: dict[str, Any], config: DemoConfi
         f"{'reached' if reached else 'missed'}. Training took {results['seconds']:.0f} s.</p>"
     )
     finds = results["map_auroc"]
-    return _page(
+    return html_page.page(
         "μ-BERT: what micro-attention learned",
         [
             ("", verdict),

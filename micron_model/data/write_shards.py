@@ -6,7 +6,6 @@ clip, ascending}, then ``<key>.<number>.jpg`` for each of those frames.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import multiprocessing
 import os
@@ -21,7 +20,7 @@ from dataclasses import asdict
 from itertools import islice
 from multiprocessing.synchronize import Event
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -30,6 +29,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from webdataset import TarWriter
 
 from ..signals import NotedSignals
+from ..whole_file import whole_file
 from .frames import Problem, find_clips
 from .shard_plan import Run, ShardConfig, check_plan, fingerprint, plan_shards
 
@@ -62,20 +62,6 @@ class Written(NamedTuple):
     problems: list[Problem]
 
 
-@contextlib.contextmanager
-def _whole(path: Path) -> Iterator[BinaryIO]:
-    """A file that appears under its name when all of it is on the disk, or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _jpeg(frame: np.ndarray, quality: int) -> bytes:
     """A frame (3, size, size), RGB. 4:4:4, since chroma at half the resolution blurs motion below a pixel."""
     settings = [
@@ -104,7 +90,7 @@ def _write_shard(
     problems: dict[Problem, None] = {}
     try:
         with (
-            _whole(path) as file,
+            whole_file(path) as file,
             TarWriter(file, user="", group="", mode=0o644, mtime=0, encoder=False, compress=False) as tar,
         ):
             for run in runs:
@@ -120,7 +106,7 @@ def _write_shard(
                     _write_run(tar, run, images)
                     count, frames = count + 1, frames + len(images)
         finished = {"runs": count, "frames": frames, "problems": [list(p) for p in problems]}
-        with _whole(path.with_suffix(".json")) as file:
+        with whole_file(path.with_suffix(".json")) as file:
             file.write(json.dumps(finished).encode())
     except OSError as error:
         raise ShardError(
@@ -216,7 +202,7 @@ def _claim(out: Path, plan: dict[str, Any]) -> None:
                 f"{out}: holds tar files and no plan.json that says of what; give another folder"
             )
         else:
-            with _whole(path) as file:
+            with whole_file(path) as file:
                 file.write(json.dumps(plan, indent=1).encode())
         for stale in out.glob(".*.part"):
             stale.unlink()

@@ -1,5 +1,25 @@
-"""Measures of what a model has learned."""
+"""Measures of what a model has learned: of micro-attention without labels, and of recognition."""
 
+from .metrics import Score, score
+from .predictions import LEAKY, Prediction, Predictions, read_predictions, write_predictions
+from .protocols import Fold, cde, check_census, check_fold, hde, inner_split, loso
 from .swap_auroc import auroc, swap_auroc
 
-__all__ = ["auroc", "swap_auroc"]
+__all__ = [
+    "LEAKY",
+    "Fold",
+    "Prediction",
+    "Predictions",
+    "Score",
+    "auroc",
+    "cde",
+    "check_census",
+    "check_fold",
+    "hde",
+    "inner_split",
+    "loso",
+    "read_predictions",
+    "score",
+    "swap_auroc",
+    "write_predictions",
+]

@@ -1,0 +1,55 @@
+"""Pages of HTML that need no other file."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+h1 { margin-bottom: 0; } h2 { margin-top: 2.2rem; border-bottom: 1px solid #ddd; }
+img { max-width: 100%; display: block; margin: 0.6rem 0; }
+table { border-collapse: collapse; } th, td { text-align: left; padding: 0.15rem 1rem 0.15rem 0; font-weight: normal; }
+th { color: #555; } .big { font-size: 1.15rem; } .note { color: #555; font-size: 0.92rem; }
+.missed { color: #a33; }
+"""
+
+
+def png(figure: Figure) -> bytes:
+    """A figure as a PNG."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
+
+
+def image(data: bytes, description: str) -> str:
+    """A PNG, embedded."""
+    encoded = base64.b64encode(data).decode()
+    return f'<img alt="{html.escape(description)}" src="data:image/png;base64,{encoded}">'
+
+
+def table(rows: Sequence[tuple[str, str]]) -> str:
+    """Names and values."""
+    cells = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in rows)
+    return f"<table>{cells}</table>"
+
+
+def page(title: str, sections: Sequence[tuple[str, str]], *, style: str = "") -> str:
+    """A whole page.
+
+    Args:
+        title: plain text.
+        sections: (heading, HTML); without a heading if that is empty.
+        style: CSS beyond the common one.
+    """
+    body = "".join(
+        f"<h2>{html.escape(name)}</h2>{content}" if name else content for name, content in sections
+    )
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f"<style>{_STYLE}{style}</style></head><body><h1>{html.escape(title)}</h1>{body}</body></html>"
+    )
