@@ -188,6 +188,15 @@ def test_a_redistributed_sheet_gives_the_same_expressions(casme2_tree):
     assert again.census.counts == whole.census.counts
 
 
+def test_folders_are_found_in_whatever_case_and_with_whatever_zeros(casme2_tree):
+    expected = [e.name for e in casme2.load(casme2_tree).expressions]
+    subject = casme2_tree / "Cropped" / "sub01"
+    (subject / "EP01_01f").rename(subject / "ep01_01F")
+    subject.rename(casme2_tree / "Cropped" / "Sub1")
+    (casme2_tree / "Cropped").rename(casme2_tree / "CROPPED")
+    assert [e.name for e in casme2.load(casme2_tree, layout="cropped").expressions] == expected
+
+
 def test_the_most_prepared_layout_is_preferred_and_another_can_be_asked_for(casme2_tree):
     for name in ("CASME2_RAW_selected", "CASME2-RAW"):
         copy(casme2_tree / "Cropped", casme2_tree / name)
@@ -207,9 +216,7 @@ def test_two_trees_of_one_layout_are_a_question_for_the_user(casme2_tree):
 
 
 def test_a_layout_that_is_not_there_is_said_with_those_that_are(casme2_tree):
-    with pytest.raises(
-        FileNotFoundError, match=r"no folders of layout 'raw' .*; found of other layouts: .*Cropped"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"no frames of layout 'raw', .*; there is .*Cropped$"):
         casme2.load(casme2_tree, layout="raw")
 
 
