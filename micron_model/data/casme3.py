@@ -61,9 +61,8 @@ def load(root: str | Path, *, layout: str | None = None, sheet: str | Path | Non
     path = find_sheet(root, f"{SUBJECT}|{CLIP}", r"part_?a_me_label", sheet)
     rows = read_sheet(path, COLUMNS, worksheet="label")
     found = _folders(layout, tree)
-    frames_of = functools.cache(
-        find_frames
-    )  # a recording is long, and listed once for each of its expressions
+    # A recording is long, and listed once for each of its expressions, one after the other.
+    frames_of = functools.lru_cache(maxsize=4)(find_frames)
 
     def read(row: Row) -> Expression:
         subject = subject_number("casme3", row["Subject"])

@@ -80,10 +80,10 @@ def find_tree(root: Path, layouts: Sequence[Layout], layout: str | None = None) 
         if found[name]:
             return name, found[name][0]
     others = [str(tree) for trees in found.values() for tree in trees]
-    rule = f"of layout {layout!r}" if layout is not None else "of subjects"
-    instead = f"; found of other layouts: {', '.join(others)}" if others else ""
+    wanted = f" of layout {layout!r}" if layout is not None else ""
+    instead = f"there is {', '.join(others)}" if others else "give the folder that was unpacked"
     raise FileNotFoundError(
-        f"{root}: no folders {rule} (named like {any_holds}) down to depth {_DEPTH}{instead}"
+        f"{root}: no frames{wanted}, that is no folder with folders named like {any_holds}; {instead}"
     )
 
 

@@ -45,17 +45,17 @@ def read_interval(onset: str, apex: str, offset: str, *, trusted: Literal["apex"
         raise Unusable(f"its onset {onset!r} is no number of a frame")
     notes = []
     apex_from: Literal["annotation", "midpoint"] = "annotation"
-    usable_apex = top is not None and top >= first
-    before_apex = trusted == "apex" and usable_apex and last is not None and last < (top or 0)
-    if last is None or last < first or before_apex:
-        if not usable_apex or top is None:
+    follows = top if top is not None and top >= first else None
+    apex_beyond = trusted == "apex" and follows is not None and last is not None and last < follows
+    if last is None or last < first or apex_beyond:
+        if follows is None:
             raise Unusable(
                 f"neither its apex {apex!r} nor its offset {offset!r} comes after its onset {onset}"
             )
         notes.append(
-            f"offset {offset!r} does not follow onset {first} and apex {top}: the apex is taken for it"
+            f"offset {offset!r} does not follow onset {first} and apex {follows}: the apex is taken for it"
         )
-        last = top
+        last = follows
     if top is None or not first <= top <= last:
         outside = "is no number of a frame" if top is None else f"is outside {first} to {last}"
         top, apex_from = (first + last) // 2, "midpoint"

@@ -27,7 +27,7 @@ LAYOUTS = (
 
 
 class Clip(NamedTuple):
-    """A folder of frames and the one it lies in, which may be that of a class."""
+    """A folder of frames: without a sheet, it is the folders that list the clips."""
 
     folder: Path
 

@@ -40,7 +40,10 @@ def test_a_whole_database_is_passed(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["check", "casme2", "{tmp}/away"], "away: no such folder"),
-        (["check", "casme2", "{tmp}"], "no folders of subjects"),
+        (
+            ["check", "casme2", "{tmp}"],
+            r"no folder with folders named like sub\d+; give the folder that was unpacked",
+        ),
         (
             ["check", "samm", "{tmp}", "--apexes", "a.csv"],
             "apexes is no option of samm; it takes layout, sheet",
