@@ -42,7 +42,8 @@ class SpotConfig:
     """Which moments are candidates."""
 
     strength: float = 8.0
-    """How far a peak of the difference curve must stand out, in robust standard deviations of the curve."""
+    """How far a peak of the difference curve must stand out from the rest of it, in robust standard deviations. The face
+    must be at rest for most of the video."""
     most: int = 10
     """Candidates at most; the strongest are kept."""
     margin: float = 0.1
@@ -71,18 +72,23 @@ class Candidate:
     """A candidate interval and what the recognizer makes of it."""
 
     spotted: Spotted
-    seconds: tuple[float, float, float]
-    """Of onset, apex and offset from the beginning."""
     probabilities: dict[str, float]
     """Of each class, given that there is a micro-expression at all."""
     pair: Tensor
     """Onset and apex, uint8 (2, 3, S, S)."""
+    fps: float
+
+    @property
+    def seconds(self) -> tuple[float, float, float]:
+        """Of onset, apex and offset from the beginning."""
+        onset, apex, offset, _ = self.spotted
+        return onset / self.fps, apex / self.fps, offset / self.fps
 
     def as_json(self) -> dict[str, Any]:
         names = ("onset", "apex", "offset")
         return {
             "frames": dict(zip(names, self.spotted[:3], strict=True)),
-            "seconds": dict(zip(names, self.seconds, strict=True)),
+            "seconds": dict(zip(names, (round(s, 3) for s in self.seconds), strict=True)),
             "strength": self.spotted.strength,
             "probabilities": self.probabilities,
         }
@@ -209,12 +215,7 @@ def predict(
     pairs = _pairs(clip, box, found, model.config.model.image_size, config.margin)
     probabilities = logits_of(model, pairs).softmax(1) if found else torch.empty(0, 0)
     candidates = [
-        Candidate(
-            spotted,
-            tuple(round(n / clip.fps, 3) for n in spotted[:3]),  # type: ignore[arg-type]  (three of them)
-            dict(zip(model.config.classes, values.tolist(), strict=True)),
-            pair,
-        )
+        Candidate(spotted, dict(zip(model.config.classes, values.tolist(), strict=True)), pair, clip.fps)
         for spotted, values, pair in zip(found, probabilities, pairs, strict=True)
     ]
     return Analysis(str(source), clip.fps, box, curve.numpy(), candidates)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import functools
 import hashlib
 import json
+import math
 import os
+import re
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +18,6 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-import pandas
 import skimage.data
 import skimage.feature
 import torch
@@ -87,10 +89,9 @@ def cut(image: np.ndarray, box: Box, margin: float, size: int) -> np.ndarray:
     side = max(1, round(box.side * (1 + 2 * margin)))
     left, top = round(box.x - box.side * margin), round(box.y - box.side * margin)
     height, width = image.shape[:2]
-    beyond = [max(0, x) for x in (-top, top + side - height, -left, left + side - width)]
-    padded = cv2.copyMakeBorder(image, *beyond, cv2.BORDER_REPLICATE)
-    top, left = top + beyond[0], left + beyond[2]
-    face = padded[top : top + side, left : left + side]
+    above, below, before, after = (max(0, x) for x in (-top, top + side - height, -left, left + side - width))
+    padded = np.pad(image, ((above, below), (before, after), (0, 0)), mode="edge")
+    face = padded[top + above :, left + before :][:side, :side]
     if side != size:
         how = cv2.INTER_AREA if size < side else cv2.INTER_CUBIC
         face = cv2.resize(face, (size, size), interpolation=how)
@@ -106,28 +107,31 @@ def read_boxes(path: Path) -> dict[str, Box]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    table = pandas.read_csv(path, dtype={"clip": str})
-    if {"clip", "x", "y", "width", "height"} <= set(table):
-        corners = [table[name] for name in ("x", "y", "width", "height")]
-        left, top, width, height = (pandas.to_numeric(column, errors="coerce") for column in corners)
-    elif {"clip", "x1", "y1", "x2", "y2"} <= set(table):
-        numbers = table.apply(pandas.to_numeric, errors="coerce")
-        xs, ys = numbers.filter(regex=r"^x\d+$"), numbers.filter(regex=r"^y\d+$")
-        left, top = xs.min(axis=1, skipna=False), ys.min(axis=1, skipna=False)
-        width, height = xs.max(axis=1) - left, ys.max(axis=1) - top
-    else:
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        columns, rows = list(reader.fieldnames or ()), list(reader)
+    points = [name[1:] for name in columns if re.fullmatch(r"x\d+", name) and f"y{name[1:]}" in columns]
+    if "clip" not in columns or not ({"x", "y", "width", "height"} <= set(columns) or len(points) >= 2):
         raise ValueError(
-            f"{path}: has the columns {', '.join(map(str, table))}; it must have clip, x, y, width, height, or clip "
-            "and x1, y1, x2, y2, … of landmarks"
+            f"{path}: has the columns {', '.join(columns)}; it must have clip, x, y, width, height, or clip and "
+            "x1, y1, x2, y2, … of landmarks"
         )
-    boxes = {}
-    for clip, *values in zip(table["clip"], left, top, width, height, strict=True):
-        x, y, w, h = values
-        if not np.isfinite(values).all() or w <= 0 or h <= 0:
-            raise ValueError(f"{path}: clip {clip!r} has no box of positive width and height")
-        side = max(w, h)
-        boxes[str(clip)] = Box(x + (w - side) / 2, y + (h - side) / 2, side)
-    return boxes
+    return {row["clip"]: _square_about(row, points, path) for row in rows}
+
+
+def _square_about(row: Mapping[str, str], points: Sequence[str], path: Path) -> Box:
+    try:
+        if points:
+            xs, ys = ([float(row[f"{axis}{point}"]) for point in points] for axis in "xy")
+            x, y, width, height = min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)
+        else:
+            x, y, width, height = (float(row[name]) for name in ("x", "y", "width", "height"))
+    except (TypeError, ValueError):
+        x = y = width = height = math.nan
+    if not (math.isfinite(x + y + width + height) and width > 0 and height > 0):
+        raise ValueError(f"{path}: clip {row['clip']!r} has no box of positive width and height")
+    side = max(width, height)
+    return Box(x + (width - side) / 2, y + (height - side) / 2, side)
 
 
 def spot_apex(frames: Tensor, patch_size: int = 8) -> int:

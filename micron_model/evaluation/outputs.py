@@ -15,7 +15,7 @@ from ..micron_bert import MicronBERT
 from ..visualize import change_maps, figure_of_pairs
 from .evaluate import EvaluateConfig, Evaluation, Task, features_in
 from .megc_log import write_megc_log
-from .predictions import Predictions
+from .predictions import LEAKY, Predictions
 from .published import Published
 from .report import Features, Picture, write_report
 
@@ -64,7 +64,7 @@ def write_outputs(
         pictures=_heat_maps(task, pairs, backbone, predictions),
         stamps=stamps,
     )
-    if set(predictions.classes) == {"negative", "positive", "surprise"}:
+    if set(predictions.classes) == {"negative", "positive", "surprise"} and config.stamp != LEAKY:
         for seed in predictions.seeds:
             write_megc_log(out / "megc" / f"seed-{seed}.txt", predictions, seed)
     return path

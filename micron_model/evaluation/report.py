@@ -24,7 +24,7 @@ from .metrics import LEVEL, Measure, Score, score
 from .predictions import LEAKY, Predictions, write_predictions
 from .published import AS_PUBLISHED, Published
 
-_PACKAGES = ("micron-kernels", "scipy", "pandas", "opencv-python-headless", "scikit-image", "matplotlib")
+_PACKAGES = ("micron-kernels", "scipy", "openpyxl", "opencv-python-headless", "scikit-image", "matplotlib")
 
 _THIS_RUN = "this run"
 

@@ -13,7 +13,7 @@ from micron_model.cli import main
 from micron_model.data import synthetic_clips
 from micron_model.demo import DemoConfig, run_demo
 from micron_model.training import PretrainConfig
-from writers import write_images, write_video
+from writers import read_png, write_images, write_video
 
 SMALL = [
     *("--preset", "tiny", "--model.image-size", "32", "--model.width", "32", "--model.decoder-width", "32"),
@@ -33,12 +33,6 @@ def faces(tmp_path):
     clip = synthetic_clips([0])[0]
     write_images(tmp_path / "faces", clip.read([clip.onset, clip.apex], 80))
     return [str(tmp_path / "faces" / f"img{i}.png") for i in (1, 2)]
-
-
-def read_png(path):
-    image = cv2.imread(str(path))
-    assert image is not None
-    return image
 
 
 def test_info(capsys):

@@ -34,3 +34,9 @@ def write_small_shards(sources, out, *, workers=1, **settings):
     return write_shards(
         sources, out, ShardConfig(**({"size": 24} | settings)), workers=workers, console=Console(quiet=True)
     )
+
+
+def read_png(path):
+    image = cv2.imread(str(path))
+    assert image is not None
+    return image

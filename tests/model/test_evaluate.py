@@ -1,0 +1,231 @@
+"""Folds trained and tested: on look-alikes, over processes, stopped and gone on with, against shuffled labels."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from micron_model import MicronBERT, preset
+from micron_model.cli import main
+from micron_model.data.classes import label
+from micron_model.data.corpus import Corpus
+from micron_model.data.datasets import load_dataset
+from micron_model.data.faces import FaceConfig, prepare
+from micron_model.data.lookalike import LookalikeConfig, make_lookalike
+from micron_model.evaluation import evaluate as module
+from micron_model.evaluation.evaluate import EvaluateConfig, Task, evaluate
+from micron_model.evaluation.metrics import score
+from micron_model.evaluation.predictions import LEAKY, read_predictions
+from micron_model.evaluation.protocols import loso
+from micron_model.training.finetune import FinetuneConfig
+
+QUIET = Console(quiet=True)
+FROZEN = FinetuneConfig(freeze="encoder", epochs=15)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A look-alike of CASME II: 10 subjects, 7 clips of each, a class a clip."""
+    folder = tmp_path_factory.mktemp("lookalike") / "casme2"
+    make_lookalike("casme2", folder, LookalikeConfig(subjects=10, clips=7, side=96))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lookalike(root):
+    """(task, pairs) of three classes."""
+    labelled = label(load_dataset("casme2", root).expressions, "3")
+    prepared = prepare(labelled.expressions, 64, FaceConfig())
+    assert prepared.expressions == labelled.expressions
+    classes = ("negative", "positive", "surprise")
+    task = Task(prepared.expressions, labelled.labels, classes, loso(prepared.expressions))
+    return task, prepared.pairs
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    torch.manual_seed(0)
+    return MicronBERT(preset("tiny", tied_start=True)).eval()
+
+
+@pytest.fixture(scope="module")
+def evaluated(lookalike, backbone, tmp_path_factory):
+    out = tmp_path_factory.mktemp("evaluation")
+    config = EvaluateConfig(seeds=2, finetune=FROZEN)
+    return out, config, evaluate(*lookalike, backbone, config, out, workers=1, console=QUIET)
+
+
+def test_it_is_clearly_above_shuffled_labels_and_those_are_at_chance(evaluated):
+    ours, shuffled = (
+        score(predictions).full
+        for predictions in (evaluated[2].predictions, evaluated[2].baselines["shuffled labels"])
+    )
+    assert ours.uf1.mean > 0.7
+    assert ours.uf1.interval[0] > shuffled.uf1.interval[1]
+    assert shuffled.uar.interval[0] < 1 / 3 < shuffled.uar.interval[1]
+    assert ours.uar.mean > score(evaluated[2].baselines["majority class"]).full.uar.mean
+
+
+def test_every_clip_is_tested_once_a_seed_in_the_fold_of_its_subject(evaluated, lookalike):
+    rows = evaluated[2].predictions.rows
+    assert len(rows) == 2 * len(lookalike[0].expressions)
+    assert all(row.fold == row.subject for row in rows)
+    assert {row.selection for row in rows} == {"last"}
+
+
+@pytest.mark.parametrize("freeze", ["encoder", "none"])
+def test_no_test_clip_changes_what_a_fold_learns(lookalike, backbone, freeze, monkeypatch):
+    task, pairs = lookalike
+    config = EvaluateConfig(finetune=FinetuneConfig(freeze=freeze, epochs=1, batch_size=8))
+    inputs = torch.randn(len(pairs), 4 * 4 * 128) if freeze == "encoder" else pairs[:, :, :, ::2, ::2]
+    weights = []
+
+    def kept(model, *arguments, **options):
+        module_fit(model, *arguments, **options)
+        weights.append(torch.cat([p.flatten() for p in model.parameters()]))
+
+    module_fit = module.fit
+    monkeypatch.setattr(module, "fit", kept)
+    for noise in (False, True):
+        inputs = inputs.clone()
+        if noise:
+            inputs[list(task.folds[0].test)] = torch.zeros_like(inputs[:1])
+        work = module._Work(backbone, inputs, task, config, "cpu")
+        module._train_fold(work, module._Job("model", 0, 0))
+    assert torch.equal(weights[0], weights[1])
+
+
+def test_processes_give_the_same_predictions(evaluated, lookalike, backbone, tmp_path):
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the processes
+    try:
+        config = EvaluateConfig(seeds=1, finetune=FROZEN, shuffled=False)
+        one, two = (
+            evaluate(*lookalike, backbone, config, tmp_path / str(n), workers=n, console=QUIET)
+            for n in (1, 2)
+        )
+    finally:
+        torch.set_num_threads(before)
+    assert one.predictions == two.predictions
+
+
+def test_finished_folds_are_not_trained_again(evaluated, lookalike, backbone, monkeypatch):
+    out, config, before = evaluated
+    lost = sorted((out / "folds").rglob("*.csv"))[3]
+    content = lost.read_bytes()
+    lost.unlink()
+    trained = []
+    train = module._train_fold
+    monkeypatch.setattr(module, "_train_fold", lambda work, job: trained.append(job) or train(work, job))
+    again = evaluate(*lookalike, backbone, config, out, workers=1, console=QUIET)
+    assert len(trained) == 1
+    assert lost.read_bytes() == content
+    assert again == before
+
+
+def test_another_evaluation_is_not_mixed_in(evaluated, lookalike, backbone):
+    out, _, _ = evaluated
+    other = EvaluateConfig(seeds=2, finetune=FinetuneConfig(freeze="encoder", epochs=3))
+    with pytest.raises(ValueError, match="holds another evaluation: evaluation was"):
+        evaluate(*lookalike, backbone, other, out, workers=1, console=QUIET)
+    task, pairs = lookalike
+    with pytest.raises(ValueError, match="holds another evaluation: frames was"):
+        evaluate(task, pairs.flip(0), backbone, evaluated[1], out, workers=1, console=QUIET)
+
+
+@pytest.mark.parametrize(
+    ("settings", "stamp"), [({"selection": "inner"}, "inner"), ({"leaky_best_epoch": True}, LEAKY)]
+)
+def test_how_the_epoch_was_chosen_stands_in_every_prediction(lookalike, backbone, settings, stamp, tmp_path):
+    config = EvaluateConfig(seeds=1, finetune=FROZEN, shuffled=False, **settings)
+    found = evaluate(*lookalike, backbone, config, tmp_path, workers=1, console=QUIET).predictions
+    assert {row.selection for row in found.rows} == {stamp}
+    assert (LEAKY in " ".join(score(found).stamps)) == (stamp == LEAKY)
+
+
+def test_choosing_the_epoch_on_the_test_subjects_never_lowers_the_score_of_a_fold(
+    lookalike, backbone, tmp_path
+):
+    results = [
+        evaluate(
+            *lookalike, backbone, EvaluateConfig(seeds=1, finetune=FROZEN, shuffled=False, leaky_best_epoch=leaky),
+            tmp_path / str(leaky), workers=1, console=QUIET,
+        ).predictions.rows
+        for leaky in (False, True)
+    ]  # fmt: skip
+    right = [np.array([row.truth == row.prediction for row in rows]) for rows in results]
+    assert right[1].sum() >= right[0].sum()
+
+
+# By the command
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    MicronBERT(preset("tiny", tied_start=True)).save_pretrained(folder)
+    Corpus(("synthetic/0000/happiness",)).write(folder)
+    return folder
+
+
+def arguments(root, model, out, *more):
+    return [
+        "evaluate", "casme2", str(root), "--model", str(model), "--out", str(out), "--cache", str(out.parent / "faces"),
+        "--freeze", "encoder", "--epochs", "15", "--seeds", "1", "--workers", "1", *more,
+    ]  # fmt: skip
+
+
+def test_the_command_writes_predictions_scores_and_a_report(root, model_folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    command = arguments(root, model_folder, out, "--scheme", "3", "--allow-differences")
+    assert main(command) == 0
+    printed = capsys.readouterr()
+    assert "scheme 3: 40 clips of 10 subjects" in " ".join(printed.err.split())
+    assert "The census of casme2 differs" in " ".join(printed.err.split())
+    predictions = read_predictions(out / "predictions.csv")
+    assert f"{score(predictions).full.uf1.mean:.3f}" in printed.out
+    page = (out / "report.html").read_text()
+    assert "The census of casme2 differs" in page
+    assert "Best clips" in page
+    assert "Worst clips" in page
+    assert "0.890" not in page  # of another protocol
+    assert (out / "megc" / "seed-0.txt").is_file()
+    assert main(["score", str(out / "predictions.csv")]) == 0
+    assert f"{score(predictions).full.uf1.mean:.3f}" in capsys.readouterr().out
+
+
+def test_a_census_that_differs_is_refused(root, model_folder, tmp_path, refused):
+    message = refused(arguments(root, model_folder, tmp_path / "out"))
+    assert "The census of casme2 differs: happiness: 10 clips, official 32" in message
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("clips", "message"),
+    [
+        (
+            ["/data/CASME2-RAW/sub03/EP01"],
+            "pre-trained on frames of 1 of the subjects it is tested on: casme2/3",
+        ),
+        (None, "It is not known what the model was pre-trained on"),
+    ],
+)
+def test_a_model_that_saw_the_test_subjects_is_refused_unless_allowed(
+    root, model_folder, tmp_path, refused, capsys, clips, message
+):
+    model = tmp_path / "model"
+    model.mkdir()
+    for path in model_folder.iterdir():
+        (model / path.name).write_bytes(path.read_bytes())
+    (model / "corpus.json").write_text(json.dumps({"clips": clips}))
+    command = arguments(
+        root, model, tmp_path / "out", "--allow-differences", "--no-shuffled", "--epochs", "1"
+    )
+    said = refused(command)
+    assert message in said
+    assert "allow it with --allow-overlap" in said
+    assert main([*command, "--allow-overlap"]) == 0
+    assert message in (tmp_path / "out" / "report.html").read_text()

@@ -1,0 +1,150 @@
+"""A video of one's own: spotting, classifying, and what is said of it."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from micron_model import MicronBERT, preset
+from micron_model.cli import main
+from micron_model.data import FrameError, synthetic_clips
+from micron_model.data.lookalike import LookalikeConfig, make_lookalike
+from micron_model.predict import SpotConfig, difference_curve, predict, spot
+from micron_model.recognizer import Recognizer
+from writers import read_png, write_images, write_video
+
+FPS = 60.0
+
+
+@pytest.fixture(scope="module")
+def clips():
+    return synthetic_clips(range(4))
+
+
+@pytest.fixture(scope="module")
+def recognizer():
+    torch.manual_seed(0)
+    model = MicronBERT(preset("tiny", tied_start=True))
+    return Recognizer.from_pretrained_backbone(model, ("happiness", "surprise"), trained_on="warps").eval()
+
+
+@pytest.fixture(scope="module")
+def video(clips, tmp_path_factory):
+    """Nearly three seconds with one expression in the first."""
+    return write_video(tmp_path_factory.mktemp("video") / "face.avi", clips[1].read(range(170), 160), fps=FPS)
+
+
+@pytest.mark.parametrize("i", range(0, 12, 3))
+def test_the_apex_is_spotted_and_nothing_else(clips, i):
+    clip = clips[i]
+    frames = torch.from_numpy(clip.read(range(150), 64))
+    curve = difference_curve(frames, FPS)
+    (spotted,) = spot(curve, FPS, SpotConfig())
+    assert abs(spotted.apex - clip.apex) <= 4
+    assert spotted.offset - spotted.apex == 15
+
+
+def test_two_expressions_are_two_candidates(clips):
+    clip = clips[2]
+    frames = np.concatenate([clip.read(range(150), 64), clip.read(range(150), 64)])
+    found = spot(difference_curve(torch.from_numpy(frames), FPS), FPS, SpotConfig())
+    assert [abs(s.apex - apex) <= 4 for s, apex in zip(found, (clip.apex, 150 + clip.apex), strict=True)] == [
+        True,
+        True,
+    ]
+    strongest = spot(difference_curve(torch.from_numpy(frames), FPS), FPS, SpotConfig(most=1))
+    assert len(strongest) == 1
+
+
+def test_nothing_is_spotted_in_a_still_face_or_in_a_slow_change():
+    rng = np.random.default_rng(0)
+    still = 100 + rng.normal(0, 2.5, (150, 3, 64, 64))
+    slow = still + np.linspace(0, 60, 150)[:, None, None, None]
+    for frames in (still, slow):
+        curve = difference_curve(torch.from_numpy(frames.clip(0, 255).astype(np.uint8)), FPS)
+        assert spot(curve, FPS, SpotConfig()) == []
+
+
+def test_the_curve_of_a_long_video_is_that_of_its_parts():
+    frames = torch.from_numpy(np.random.default_rng(0).integers(0, 255, (600, 3, 16, 16), np.uint8))
+    whole = difference_curve(frames, 4.0)
+    torch.testing.assert_close(difference_curve(frames[200:500], 4.0)[5:-5], whole[205:495])
+
+
+def test_a_video_that_is_too_short_is_named():
+    with pytest.raises(ValueError, match="20 frames at 60 a second; at least 31 are needed"):
+        difference_curve(torch.zeros(20, 3, 16, 16, dtype=torch.uint8), FPS)
+
+
+def test_a_video_is_classified(video, clips, recognizer):
+    analysis = predict(video, recognizer)
+    (candidate,) = analysis.candidates
+    assert abs(candidate.spotted.apex - clips[1].apex) <= 4
+    assert candidate.seconds[1] == pytest.approx(candidate.spotted.apex / FPS)
+    assert candidate.probabilities.keys() == {"happiness", "surprise"}
+    assert sum(candidate.probabilities.values()) == pytest.approx(1)
+    assert 80 < analysis.box.side < 160
+    with torch.no_grad():
+        expected = recognizer(*candidate.pair[None].unbind(1)).softmax(1)[0]
+    torch.testing.assert_close(torch.tensor(list(candidate.probabilities.values())), expected)
+
+
+def test_a_folder_of_images_is_a_video(clips, recognizer, tmp_path):
+    folder = write_images(tmp_path / "frames", clips[1].read(range(150), 160))
+    (candidate,) = predict(folder, recognizer, fps=FPS).candidates
+    assert abs(candidate.spotted.apex - clips[1].apex) <= 4
+
+
+def test_a_video_without_a_face_is_named(recognizer, tmp_path):
+    path = write_video(tmp_path / "noise.avi", np.zeros((60, 3, 64, 64), np.uint8), fps=FPS)
+    with pytest.raises(FrameError, match=r"noise\.avi: no face was found in its first 10 seconds"):
+        predict(path, recognizer)
+
+
+def test_several_clips_are_refused(recognizer, tmp_path, clips):
+    for name in "ab":
+        write_images(tmp_path / name, clips[0].read(range(3), 32))
+    with pytest.raises(ValueError, match="holds 2 clips, for example"):
+        predict(tmp_path, recognizer)
+
+
+def test_from_a_database_to_a_prediction_by_the_commands(video, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    root, recognizer, out = tmp_path / "casme2", tmp_path / "recognizer", tmp_path / "out"
+    make_lookalike("casme2", root, LookalikeConfig(subjects=3, clips=5, side=96))
+    torch.manual_seed(0)
+    MicronBERT(preset("tiny", tied_start=True)).save_pretrained(tmp_path / "model")
+    finetune = [
+        "finetune", "casme2", str(root), "--model", str(tmp_path / "model"), "--out", str(recognizer),
+        "--cache", str(tmp_path / "faces"), "--allow-differences", "--freeze", "encoder", "--epochs", "3",
+    ]  # fmt: skip
+    assert main(finetune) == 0
+    assert main(["predict", str(video), "--model", str(recognizer), "--out", str(out)]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "This is no lie detector" in printed
+    assert "trained on: scheme casme2-5:" in printed
+    found = json.loads((out / "candidates.json").read_text())
+    assert "This is no lie detector" in found["note"]
+    (candidate,) = found["candidates"]
+    assert candidate["probabilities"].keys() == {"happiness", "disgust", "repression", "surprise", "others"}
+    assert read_png(out / "curve.png").std() > 5
+    assert read_png(out / "heatmaps.png").std() > 5
+    assert main(finetune) == 1
+    assert "holds a model already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{tmp}/missing.mp4", "--model", "{tmp}/recognizer"], "missing.mp4: no such file or folder"),
+        (["{video}", "--model", "{tmp}"], "holds no config.json, so it is no folder of a recognizer"),
+        (["{video}", "--model", "{tmp}/model"], "holds another kind of model, no recognizer"),
+        (["{video}", "--strength", "0"], "strength=0.0; it must be positive"),
+    ],
+)
+def test_bad_input_is_named_without_a_traceback(arguments, message, video, recognizer, tmp_path, refused):
+    recognizer.save_pretrained(tmp_path / "recognizer")
+    MicronBERT(preset("tiny")).save_pretrained(tmp_path / "model")
+    filled = [a.format(tmp=tmp_path, video=video) for a in arguments]
+    assert message in refused(["predict", *filled, "--out", str(tmp_path / "out")])
