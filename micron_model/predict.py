@@ -42,8 +42,8 @@ class SpotConfig:
     """Which moments are candidates."""
 
     strength: float = 8.0
-    """How far a peak of the difference curve must stand out from the rest of it, in robust standard deviations. The face
-    must be at rest for most of the video."""
+    """How far a peak of the difference curve must stand out from the rest of it, in robust standard deviations. The
+    face must be at rest for most of the video."""
     most: int = 10
     """Candidates at most; the strongest are kept."""
     margin: float = 0.1

@@ -24,7 +24,7 @@ from ..evaluation.metrics import score
 from ..evaluation.outputs import write_outputs
 from ..evaluation.protocols import cde, check_census, hde, loso
 from ..evaluation.published import PUBLISHED
-from ..loading import load_model
+from ..loading import load_model, load_recognizer
 from ..micron_bert import MicronBERT
 from ..predict import NOT_A_VERDICT, SpotConfig, figure_of_candidates, figure_of_curve, predict
 from ..recognizer import Recognizer
@@ -246,7 +246,7 @@ class Predict:
     spot: tyro.conf.OmitArgPrefixes[SpotConfig] = field(default_factory=SpotConfig)
 
     def run(self, console: Console) -> None:
-        model = _load_recognizer(self.model)
+        model = load_recognizer(self.model)
         analysis = predict(self.video, model, self.spot, fps=self.fps)
         self.out.mkdir(parents=True, exist_ok=True)
         figure_of_curve(analysis).savefig(self.out / "curve.png", dpi=140)
@@ -256,28 +256,14 @@ class Predict:
         note = NOT_A_VERDICT.format(trained_on=model.config.trained_on or "an unknown set of clips")
         found = {"note": note, **analysis.as_json(), "spotting": asdict(self.spot)}
         (self.out / "candidates.json").write_text(json.dumps(found, indent=1, ensure_ascii=False))
-        table = Table("seconds", "apex", "strength", *model.config.classes)
+        table = Table("from", "apex", "to", "strength", "class, given that it is one")
         for candidate in analysis.candidates:
-            onset, apex, offset = candidate.seconds
-            numbers = [f"{p:.2f}" for p in candidate.probabilities.values()]
+            classes = sorted(candidate.probabilities.items(), key=lambda item: -item[1])
+            likely = ", ".join(f"{name} {p:.2f}" for name, p in classes if p >= 0.01)
             table.add_row(
-                f"{onset:.2f}–{offset:.2f}", f"{apex:.2f}", f"{candidate.spotted.strength:.0f}", *numbers
+                *(f"{s:.2f} s" for s in candidate.seconds), f"{candidate.spotted.strength:.0f}", likely
             )
         shown = Console(file=sys.stdout, highlight=False)
         shown.print(table if analysis.candidates else "nothing stands out: no candidate")
         shown.print(note, markup=False)
         console.print(f"pictures and candidates.json: {self.out}", markup=False)
-
-
-def _load_recognizer(name: str) -> Recognizer:
-    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
-        raise FileNotFoundError(f"{name}: holds no config.json, so it is no folder of a recognizer")
-    try:
-        return Recognizer.from_pretrained(name).eval()
-    except OSError as error:
-        raise FileNotFoundError(
-            f"recognizer {name!r}: no such folder, and not to be had from the hub ({type(error).__name__}). "
-            "`micron finetune` writes one"
-        ) from None
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{name}: holds another kind of model, no recognizer ({error})") from None
