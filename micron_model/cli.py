@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -204,6 +205,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (Stopped, ShardingStopped) as stopped:
         _say(console, str(stopped))
         return 128 + stopped.signal_number
+    except KeyboardInterrupt:
+        _say(console, "interrupted; what was finished is kept")
+        return 128 + signal.SIGINT
     except _USER_ERRORS as error:
         _say(console, f"error: {error}")
         return 1

@@ -25,8 +25,6 @@ class RecognizerConfig:
     whole face."""
     from_rest: bool = True
     """Subtract the features of the onset compared with itself: what is left is change, not whose face it is."""
-    dropout: float = 0.1
-    """Of the pooled features, in training."""
     trained_on: str = ""
     """What the classifier has seen, for those who use it."""
 
@@ -92,8 +90,7 @@ class Recognizer(
 
     def classify(self, features: Tensor) -> Tensor:
         """Logits (B, classes) of what :meth:`features` gave."""
-        features = self.norm(features)
-        return self.head(F.dropout(features, self.config.dropout, self.training))
+        return self.head(self.norm(features))
 
     def forward(self, onset: Tensor, apex: Tensor) -> Tensor:
         """Logits (B, classes) of frames (B, 3, H, W): uint8, or normalised already."""

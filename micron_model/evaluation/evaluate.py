@@ -7,6 +7,7 @@ import copy
 import hashlib
 import json
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
@@ -47,11 +48,9 @@ class EvaluateConfig:
     shuffled: bool = True
     """Also train each fold on shuffled labels: what the score would be if there were nothing to learn."""
     regions: int = 4
-    """See RecognizerConfig."""
+    """Features are pooled over regions × regions parts of the face."""
     from_rest: bool = True
-    """See RecognizerConfig."""
-    dropout: float = 0.1
-    """See RecognizerConfig."""
+    """Subtract the features of the onset compared with itself."""
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
 
     def __post_init__(self) -> None:
@@ -104,7 +103,7 @@ class _Work:
 def recognizer_of(backbone: MicronBERT, classes: Sequence[str], config: EvaluateConfig) -> Recognizer:
     """A recognizer that starts from ``backbone``, with a new classifier."""
     return Recognizer.from_pretrained_backbone(
-        backbone, classes, regions=config.regions, from_rest=config.from_rest, dropout=config.dropout
+        backbone, classes, regions=config.regions, from_rest=config.from_rest
     )
 
 
@@ -178,6 +177,7 @@ _work: _Work
 
 def _start_worker(work: _Work, devices: torch.multiprocessing.SimpleQueue) -> None:
     global _work
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the parent ends them
     torch.set_num_threads(1)
     _work = _Work(work.backbone, work.inputs, work.task, work.config, devices.get())
 

@@ -141,7 +141,7 @@ def fit(
             (n, F) as ``model.features`` gives them.
         labels: (n,) int64, positions in ``model.config.classes``.
         config: how.
-        seed: of the order, of augmentation and of dropout.
+        seed: of the order and of augmentation.
         on_epoch: called after each epoch with its number, from 1 on.
 
     Returns:
@@ -157,32 +157,31 @@ def fit(
     device, classes = model.head.weight.device, len(model.config.classes)
     generator = torch.Generator().manual_seed(seed)
     model.backbone.requires_grad_(not frozen)
+    trained = [p for p in model.parameters() if p.requires_grad]
     groups = [g for g in parameter_groups(model, config) if g["params"][0].requires_grad]
     optimizer = torch.optim.AdamW(groups, lr=0.0, fused=device.type in ("cpu", "cuda"))
     weights = class_weights(labels, classes).to(device) if config.balance == "loss" else None
     steps, step = config.epochs * -(-len(labels) // config.batch_size), 0
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        for epoch in range(config.epochs):
-            model.train()
-            for chosen in _order(labels, config, classes, generator):
-                for group in optimizer.param_groups:
-                    group["lr"] = group["rate"] * warm_cosine(step, steps, config.warmup)
-                batch, truth = inputs[chosen].to(device), labels[chosen].to(device)
-                with autocast(config.precision, device):
-                    if frozen:
-                        logits = model.classify(batch)
-                    else:
-                        onset, apex = augment(model, batch, config, generator).unbind(1)
-                        logits = model(onset, apex)
-                loss = F.cross_entropy(logits.float(), truth, weights, label_smoothing=config.label_smoothing)
-                loss.backward()
-                nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-                step += 1
-            model.eval()
-            on_epoch(epoch + 1)
+    for epoch in range(config.epochs):
+        model.train()
+        for chosen in _order(labels, config, classes, generator):
+            for group in optimizer.param_groups:
+                group["lr"] = group["rate"] * warm_cosine(step, steps, config.warmup)
+            batch, truth = inputs[chosen].to(device), labels[chosen].to(device)
+            with autocast(config.precision, device):
+                if frozen:
+                    logits = model.classify(batch)
+                else:
+                    onset, apex = augment(model, batch, config, generator).unbind(1)
+                    logits = model(onset, apex)
+            loss = F.cross_entropy(logits.float(), truth, weights, label_smoothing=config.label_smoothing)
+            loss.backward()
+            nn.utils.clip_grad_norm_(trained, config.clip_norm)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            step += 1
+        model.eval()
+        on_epoch(epoch + 1)
     return model.eval()
 
 
