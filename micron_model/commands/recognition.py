@@ -74,8 +74,9 @@ class Start:
 
     @property
     def devices(self) -> list[str]:
-        names = self.device.split(",")
-        return [device_type(name) if name == "auto" else name for name in names if device_type(name)]
+        """Raises RuntimeError for a GPU where torch sees none."""
+        kinds = {name: device_type(name) for name in self.device.split(",")}
+        return [kind if name == "auto" else name for name, kind in kinds.items()]
 
 
 @dataclass(frozen=True)

@@ -112,19 +112,24 @@ def _seed(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:6], "little")
 
 
+@dataclass
 class _BestEpoch:
-    """Keeps the logits of the test side at the epoch whose score on some clips was highest so far."""
+    """Keeps the logits of the test side at the epoch whose UF1 on some clips was highest so far."""
 
-    def __init__(
-        self, model: Recognizer, score: Callable[[Tensor], float], chosen_on: Tensor, tested: Tensor
-    ):
-        self.model, self.score, self.chosen_on, self.tested = model, score, chosen_on, tested
-        self.best, self.logits = -1.0, torch.empty(0)
+    predict: Callable[[list[int]], Tensor]
+    labels: list[str]
+    classes: tuple[str, ...]
+    chosen_on: list[int]
+    test: list[int]
+    best: float = -1.0
+    logits: Tensor | None = None
 
     def __call__(self, _epoch: int) -> None:
-        score = self.score(logits_of(self.model, self.chosen_on))
+        predicted = [self.classes[i] for i in self.predict(self.chosen_on).argmax(1).tolist()]
+        truth = [self.labels[i] for i in self.chosen_on]
+        score = float(uf1(confusion_matrix(truth, predicted, self.classes)))
         if score > self.best:
-            self.best, self.logits = score, logits_of(self.model, self.tested)
+            self.best, self.logits = score, self.predict(self.test)
 
 
 def _train_fold(work: _Work, job: _Job) -> list[Prediction]:
@@ -140,27 +145,21 @@ def _train_fold(work: _Work, job: _Job) -> list[Prediction]:
         model = recognizer_of(work.backbone, task.classes, config).to(work.device)
     train, test = list(fold.train), list(fold.test)
 
-    def score_on(chosen: list[int]) -> Callable[[Tensor], float]:
-        names = [labels[i] for i in chosen]
-
-        def score(logits: Tensor) -> float:
-            predicted = [task.classes[i] for i in logits.argmax(1).tolist()]
-            return float(uf1(confusion_matrix(names, predicted, task.classes)))
-
-        return score
+    def predict(chosen: list[int]) -> Tensor:
+        return logits_of(model, work.inputs[chosen], precision=config.finetune.precision)
 
     best = None
     if config.leaky_best_epoch:
-        best = _BestEpoch(model, score_on(test), work.inputs[test], work.inputs[test])
+        best = _BestEpoch(predict, labels, task.classes, test, test)
     elif config.selection == "inner":
         inner = inner_split(task.expressions, labels, train, seed=seed)
-        train, held = list(inner.train), list(inner.test)
-        best = _BestEpoch(model, score_on(held), work.inputs[held], work.inputs[test])
+        train = list(inner.train)
+        best = _BestEpoch(predict, labels, task.classes, list(inner.test), test)
     fit(
         model, work.inputs[train], truth[train], config.finetune, seed=seed,
         on_epoch=best if best is not None else lambda epoch: None,
     )  # fmt: skip
-    logits = best.logits if best is not None else logits_of(model, work.inputs[test])
+    logits = predict(test) if best is None or best.logits is None else best.logits
     rows = zip(test, logits.tolist(), logits.argmax(1).tolist(), strict=True)
     return [
         Prediction(
