@@ -1,5 +1,7 @@
 """Expressions and predictions of no real face, for the tests."""
 
+from pathlib import Path
+
 import numpy as np
 
 from micron_model.data.expressions import Expression
@@ -17,7 +19,8 @@ COMPOSITE = {
 
 
 def expression(dataset="casme2", subject="sub01", name="EP01_01", emotion="happiness"):
-    return Expression(dataset, subject, name, emotion, 200.0, (), 1, 5, 9)
+    frames = tuple((number, Path(f"{name}/img{number}.png")) for number in range(1, 10))
+    return Expression(dataset, subject, name, emotion, 200.0, frames, 1, 5, 9)
 
 
 def composite():
