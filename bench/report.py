@@ -178,4 +178,6 @@ def plot(results: Path) -> None:
     if labelled:
         axes.legend(fontsize=8, frameon=False, loc="lower right")
     axes.margins(x=0.12)
+    low, high = axes.get_xlim()
+    axes.set_xlim(min(low, 0.7), max(high, 3))  # small gains must look small
     figure.savefig(results.with_suffix(".png"), dpi=120)
