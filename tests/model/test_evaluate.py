@@ -2,7 +2,6 @@
 
 import json
 
-import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -16,7 +15,7 @@ from micron_model.data.faces import FaceConfig, prepare
 from micron_model.data.lookalike import LookalikeConfig, make_lookalike
 from micron_model.evaluation import evaluate as module
 from micron_model.evaluation.evaluate import EvaluateConfig, Task, evaluate
-from micron_model.evaluation.metrics import score
+from micron_model.evaluation.metrics import confusion_matrix, score, uf1
 from micron_model.evaluation.predictions import LEAKY, read_predictions
 from micron_model.evaluation.protocols import loso
 from micron_model.training.finetune import FinetuneConfig
@@ -155,8 +154,19 @@ def test_choosing_the_epoch_on_the_test_subjects_never_lowers_the_score_of_a_fol
         ).predictions.rows
         for leaky in (False, True)
     ]  # fmt: skip
-    right = [np.array([row.truth == row.prediction for row in rows]) for rows in results]
-    assert right[1].sum() >= right[0].sum()
+    last, leaky = ({row.fold: [] for row in rows} for rows in results)
+    for rows, folds in zip(results, (last, leaky), strict=True):
+        for row in rows:
+            folds[row.fold].append((row.truth, row.prediction))
+    scores = [
+        [
+            float(uf1(confusion_matrix(*zip(*found, strict=True), lookalike[0].classes)))
+            for found in folds.values()
+        ]
+        for folds in (last, leaky)
+    ]
+    assert all(a <= b for a, b in zip(*scores, strict=True))
+    assert sum(scores[0]) < sum(scores[1])
 
 
 # By the command
