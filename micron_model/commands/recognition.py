@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -11,7 +12,6 @@ from typing import Literal
 import torch
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from ..config import preset
@@ -19,7 +19,7 @@ from ..data.classes import SCHEMES, label
 from ..data.corpus import Corpus
 from ..data.expressions import Expression
 from ..data.faces import FaceConfig, prepare
-from ..evaluation.evaluate import EvaluateConfig, Task, evaluate
+from ..evaluation.evaluate import EvaluateConfig, Task, evaluate, progress_bar
 from ..evaluation.metrics import score
 from ..evaluation.outputs import write_outputs
 from ..evaluation.protocols import cde, check_census, hde, loso
@@ -91,22 +91,27 @@ class _Labelled:
     stamps: list[str]
 
 
-def _progress_bar(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), console=console
-    )
+def _load(
+    dataset: str,
+    root: Path,
+    clips: Clips,
+    size: int,
+    console: Console,
+    check: Callable[[list[Expression]], list[str]] = lambda expressions: [],
+) -> _Labelled:
+    """Read a database, choose the classes, cut the faces; each step says what it left out.
 
-
-def _load(dataset: str, root: Path, clips: Clips, size: int, console: Console) -> _Labelled:
-    """Read a database, choose the classes, cut the faces; each step says what it left out."""
+    ``check`` may refuse the clips before their faces are cut, or say what every output must say.
+    """
     scheme = clips.scheme or _SCHEMES[dataset]
     expressions, census = clips.source.load(dataset, root)
     stamps = check_census([census], allow_differences=clips.allow_differences)
     chosen = label(expressions, scheme)
+    stamps += check(chosen.expressions)
     counts = chosen.describe(scheme)
     for line in (*stamps, counts):
         console.print(line, markup=False, highlight=False)
-    with _progress_bar(console) as progress:
+    with progress_bar(console) as progress:
         shown = progress.add_task("faces", total=len(chosen.expressions))
         prepared = prepare(
             chosen.expressions,
@@ -167,8 +172,10 @@ class Evaluate:
 
     def run(self, console: Console) -> None:
         model, corpus = self.start.load()
-        data = _load(self.dataset, self.root, self.clips, model.config.image_size, console)
-        stamps = data.stamps + _check_overlap(corpus, data.expressions, self.allow_overlap)
+        data = _load(
+            self.dataset, self.root, self.clips, model.config.image_size, console,
+            lambda expressions: _check_overlap(corpus, expressions, self.allow_overlap),
+        )  # fmt: skip
         folds = _PROTOCOLS[self.protocol](data.expressions)
         task = Task(data.expressions, data.labels, data.classes, folds)
         evaluation = evaluate(
@@ -187,7 +194,7 @@ class Evaluate:
             self.config,
             about=about,
             published=rows,
-            stamps=stamps,
+            stamps=data.stamps,
         )
         print_score(score(evaluation.predictions), Console(highlight=False))
         console.print(f"report: {report}", markup=False)
@@ -222,7 +229,7 @@ class Finetune:
         model.to(self.start.devices[0])
         truth = torch.tensor([data.classes.index(name) for name in data.labels])
         inputs = features_of(model.eval(), data.pairs) if self.finetune.freeze == "encoder" else data.pairs
-        with _progress_bar(console) as progress:
+        with progress_bar(console) as progress:
             shown = progress.add_task("epochs", total=self.finetune.epochs)
             fit(
                 model, inputs, truth, self.finetune, seed=self.seed,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from .expressions import Dataset, Expression, Official
-from .folders import Layout, find_frames, find_tree, subfolders
+from .folders import Layout, clip_folders, find_frames, find_tree
 from .listed import Columns, collect, read_expression, subject_number
 from .sheets import Row, find_sheet, read_sheet
 
@@ -52,11 +52,7 @@ def load(root: str | Path, *, layout: str | None = None, sheet: str | Path | Non
     root = Path(root)
     layout, tree = find_tree(root, LAYOUTS, layout)
     rows = read_sheet(find_sheet(root, SUBJECT, r"casme.*cod", sheet), COLUMNS)
-    clips = {
-        clip_name(subject.name, clip.name).lower(): clip
-        for subject in subfolders(tree, SUBJECT)
-        for clip in subfolders(subject)
-    }
+    clips = clip_folders(tree, SUBJECT, clip_name)
 
     def read(row: Row) -> Expression:
         name = clip_name(row["Subject"], row["Filename"])

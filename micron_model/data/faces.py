@@ -23,6 +23,7 @@ import skimage.feature
 import torch
 from torch import Tensor
 
+from ..whole_file import whole_file
 from .expressions import Expression
 from .frames import FrameError, Problem, read_whole_image
 from .motion import pair_motion
@@ -203,13 +204,8 @@ def _load(path: Path, size: int) -> Pair | None:
 
 
 def _store(path: Path, pair: Pair) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(temporary, "wb") as file:
-            np.savez(file, frames=pair.frames, apex=pair.apex, found=pair.found)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as file:
+        np.savez(file, frames=pair.frames, apex=pair.apex, found=pair.found)
 
 
 @dataclass(frozen=True)

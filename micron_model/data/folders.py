@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +32,20 @@ def subfolders(folder: Path, pattern: str = ".*") -> list[Path]:
     with os.scandir(folder) as entries:
         found = [Path(e.path) for e in entries if e.is_dir() and not e.name.startswith(".")]
     return sorted(p for p in found if re.fullmatch(pattern, p.name, re.IGNORECASE))
+
+
+def clip_folders(tree: Path, subject: str, name: Callable[[str, str], str]) -> dict[str, Path]:
+    """The folders of clips in a tree of subjects, by the clips' names in lower case.
+
+    Args:
+        subject: pattern of the subjects' folders.
+        name: gives the name of a clip from those of its subject's folder and of its own.
+    """
+    return {
+        name(folder.name, clip.name).lower(): clip
+        for folder in subfolders(tree, subject)
+        for clip in subfolders(folder)
+    }
 
 
 def folders(root: Path, holds: str) -> Iterator[Path]:

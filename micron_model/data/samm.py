@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from .expressions import Dataset, Expression, Official
-from .folders import Layout, find_frames, find_tree, subfolders
+from .folders import Layout, clip_folders, find_frames, find_tree
 from .listed import Columns, collect, read_expression, subject_number
 from .sheets import Row, find_sheet, read_sheet
 
@@ -50,11 +50,7 @@ def load(root: str | Path, *, layout: str | None = None, sheet: str | Path | Non
     layout, tree = find_tree(root, LAYOUTS, layout)
     path = find_sheet(root, SUBJECT, r"micro_facs", sheet)
     rows = read_sheet(path, COLUMNS, worksheet="MICRO_ONLY")
-    clips = {
-        clip_name(subject.name, clip.name).lower(): clip
-        for subject in subfolders(tree, SUBJECT)
-        for clip in subfolders(subject)
-    }
+    clips = clip_folders(tree, SUBJECT, clip_name)
 
     def read(row: Row) -> Expression:
         name = clip_name(row["Subject"], row["Filename"])

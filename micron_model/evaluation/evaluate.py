@@ -277,7 +277,7 @@ def evaluate(
     }
     _claim(out, settings)
     inputs = pairs
-    with _progress_bar(console) as progress:
+    with progress_bar(console) as progress:
         if config.finetune.freeze == "encoder":
             inputs = _cached_features(task, pairs, backbone, config, out, devices[0], progress)
         work = _Work(
@@ -350,7 +350,8 @@ def features_in(out: Path) -> np.ndarray | None:
     return None
 
 
-def _progress_bar(console: Console) -> Progress:
+def progress_bar(console: Console) -> Progress:
+    """A bar a task, with what is done of how much."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=20),
