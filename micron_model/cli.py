@@ -54,6 +54,8 @@ class Pretrain:
     """Videos (mp4, avi, mov), folders of images (a folder with images is a clip), folders of either; or shards as
     `micron shard` writes them: folders of them, patterns, URLs as webdataset takes them
     ("https://host/shard-{000000..000123}.tar", "pipe:command"). Without any, the synthetic clips."""
+    allow_commands: bool = False
+    """Run the commands that --data names with "pipe:", in a shell."""
     out: Path = Path("out/pretrain")
     """Folder of the log, the checkpoint and the model."""
     resume: bool = False
@@ -71,7 +73,7 @@ class Pretrain:
             console.print(f"no --data: training on {len(clips)} synthetic clips")
             return clips
         if are_shards(self.data):
-            shards = find_shards(self.data)
+            shards = find_shards(self.data, allow_commands=self.allow_commands)
             console.print(f"{len(shards)} shards")
             return shards
         found, problems = find_clips(self.data, fps=self.fps)

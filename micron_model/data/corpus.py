@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..addresses import Address
 from .expressions import Expression, canonical_subject
 from .frames import Clip
 
@@ -32,6 +33,8 @@ class Corpus:
     def of(cls, data: Sequence[Clip] | Sequence[str]) -> Corpus:
         """That of clips, or of shards: theirs stands in ``plan.json`` beside them, where they are local."""
         shards = [x for x in data if isinstance(x, str)]
+        if any(isinstance(shard, Address) for shard in shards):
+            return cls(None)
         names = {x.name for x in data if not isinstance(x, str)}
         for plan in {Path(shard).parent / "plan.json" for shard in shards}:
             try:

@@ -6,6 +6,7 @@ import glob
 import hashlib
 import json
 import math
+import os
 import re
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,31 +17,15 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
-from webdataset.gopen import Pipe, gopen, set_options
-from webdataset.shardlists import expand_urls
+from webdataset.gopen import Pipe, set_options
 from webdataset.tariterators import group_by_keys
 
+from ..addresses import Address, expand, open_address
 from .frames import FrameError, Problem, decode_image
 from .pairs import check_delta, draw_delta
 
 #: (epoch, number of the shard in that epoch's order, number of the next pair in that shard)
 Position = tuple[int, int, int]
-
-
-def _is_url(source: str) -> bool:
-    return source.startswith("pipe:") or "://" in source
-
-
-def _expand(source: str) -> list[str]:
-    """Braces as webdataset expands them; a file whose name has braces is itself."""
-    if not _is_url(source) and Path(source).exists():
-        return [source]
-    try:
-        return expand_urls(source)
-    except AssertionError:  # what webdataset raises for a ${name} without the variable WDS_name
-        raise ValueError(
-            f"{source}: names a variable that is not set; webdataset looks for WDS_<name>"
-        ) from None
 
 
 def are_shards(sources: Sequence[str | Path]) -> bool:
@@ -50,13 +35,13 @@ def are_shards(sources: Sequence[str | Path]) -> bool:
         ValueError: some are and some are not.
     """
 
-    def is_shard(source: str) -> bool:
+    def is_shard(source: str | Path) -> bool:
         return any(
-            _is_url(path) or path.endswith(".tar") or any(Path(path).glob("*.tar"))
-            for path in _expand(source)
+            isinstance(path, Address) or path.endswith(".tar") or any(Path(path).glob("*.tar"))
+            for path in expand(source, allow_commands=True)
         )
 
-    kinds = {str(source): is_shard(str(source)) for source in sources}
+    kinds = {str(source): is_shard(source) for source in sources}
     if len(set(kinds.values())) > 1:
         shard, clip = (next(s for s, kind in kinds.items() if kind is wanted) for wanted in (True, False))
         raise ValueError(
@@ -65,39 +50,44 @@ def are_shards(sources: Sequence[str | Path]) -> bool:
     return any(kinds.values())
 
 
-def find_shards(sources: Sequence[str | Path]) -> list[str]:
-    """The shards that ``sources`` name, in their order.
+def find_shards(sources: Sequence[str | Path], *, allow_commands: bool = False) -> list[str | Address]:
+    """The shards that ``sources`` name, in their order: files by absolute paths, and addresses.
 
     Args:
-        sources: tar files, folders that hold tar files, globs, and what webdataset takes: URLs, ``pipe:`` and a
-            command that writes a tar to its standard output, braces (``shard-{000000..000123}.tar``) in any of them.
+        sources: as the user typed them: tar files, folders that hold tar files, globs, and what webdataset takes:
+            URLs, ``pipe:`` and a command that writes a tar to its standard output, braces
+            (``shard-{000000..000123}.tar``) in any of them. What is found in a folder or by a glob is a file,
+            whatever its name.
+        allow_commands: run what stands after ``pipe:``, in a shell.
 
     Raises:
         FileNotFoundError: a path, a folder or a glob has no shard.
+        ValueError: a command that is not allowed, or braces that cannot be expanded.
     """
-    shards: list[str] = []
-    for source in map(str, sources):
-        for path in _expand(source):
-            if _is_url(path) or Path(path).is_file():
-                found = [path]
-            elif Path(path).is_dir():
-                found = sorted(str(p) for p in Path(path).glob("*.tar"))
+    shards: list[str | Address] = []
+    for source in sources:
+        for path in expand(source, allow_commands=allow_commands):
+            if isinstance(path, Address):
+                shards.append(path)
+                continue
+            if os.path.isdir(path):
+                found = [str(p) for p in Path(path).glob("*.tar")]
             else:
-                found = sorted(glob.glob(path))
+                found = [path] if os.path.lexists(path) else glob.glob(path)
             if not found:
                 raise FileNotFoundError(f"{path}: no such shard, nor a folder or pattern that has any")
-            shards += found
+            shards += sorted(map(os.path.abspath, found))
     return shards
 
 
-def fingerprint(shards: Sequence[str]) -> str:
+def fingerprint(shards: Sequence[str | Address]) -> str:
     """What shards are, for the check that a run goes on with the data it began with.
 
     A function of their names, without the folder, and of the sizes of those that are local files.
     """
 
-    def size(shard: str) -> str:
-        is_file = not _is_url(shard) and Path(shard).is_file()
+    def size(shard: str | Address) -> str:
+        is_file = not isinstance(shard, Address) and Path(shard).is_file()
         return str(Path(shard).stat().st_size) if is_file else "of unknown size"
 
     described = "\n".join(f"{_name(shard)} {size(shard)}" for shard in shards)
@@ -133,7 +123,7 @@ def _members(shard: str, note: Callable[[str], None]) -> Iterator[dict[str, Any]
     """
     stream: BinaryIO | Pipe | None = None
     try:
-        stream = gopen(shard) if _is_url(shard) else open(shard, "rb")  # noqa: SIM115  (closed below)
+        stream = open_address(shard) if isinstance(shard, Address) else open(shard, "rb")  # noqa: SIM115  (closed below)
         set_options(stream, ignore_errors=True)  # or a pipe that fails would drop what it had sent
         with tarfile.open(fileobj=stream, mode="r|*") as tar:
             for member in tar:
@@ -181,7 +171,7 @@ def _run(sample: dict[str, Any], note: Callable[[str], None]) -> Run | None:
     return Run(key, clip, fps, frames)
 
 
-def read_shard(shard: str) -> tuple[list[Run], list[Problem]]:
+def read_shard(shard: str | Address) -> tuple[list[Run], list[Problem]]:
     """The runs of a shard, their images still compressed, and what was wrong with it."""
     problems: list[Problem] = []
 
@@ -208,7 +198,7 @@ class ShardPairs(IterableDataset):
     The order changes with the number of ranks and workers: a run that is resumed keeps both.
 
     Args:
-        shards: what :func:`find_shards` gives.
+        shards: what :func:`find_shards` gives: a string that is no ``Address`` is the path of a file.
         size: side of the frames in pixels.
         seed: of all draws.
         delta: range of δ, both ends included, in frames at ``delta_fps``; scaled to each run's rate.

@@ -9,6 +9,7 @@ import pytest
 import webdataset
 from torch.utils.data import DataLoader
 
+from micron_model.addresses import Address
 from micron_model.data import FrameError, Problem, ShardPairs, are_shards, find_shards
 from micron_model.data.frames import decode_image
 from micron_model.data.shards import fingerprint, read_shard
@@ -299,7 +300,7 @@ def test_shards_are_found_by_every_name(shards, tmp_path):
         assert are_shards([source])
     pipe = f"pipe:cat {out}/shard-{{000000..000005}}.tar"
     assert are_shards([pipe])
-    assert find_shards([pipe]) == [f"pipe:cat {shard}" for shard in shards]
+    assert find_shards([pipe], allow_commands=True) == [f"pipe:cat {shard}" for shard in shards]
     assert find_shards(["http://host/{a,b}.tar"]) == ["http://host/a.tar", "http://host/b.tar"]
     assert find_shards([shards[3], shards[1]]) == [shards[3], shards[1]]
 
@@ -321,20 +322,20 @@ def test_a_name_without_a_shard_is_an_error(tmp_path, name):
 
 
 def test_a_pipe_gives_what_the_file_gives(shards):
-    pipes = [f"pipe:cat {shard}" for shard in shards]
+    pipes = find_shards([f"pipe:cat {shard}" for shard in shards], allow_commands=True)
     assert names(take(ShardPairs(pipes, 24), 40)) == names(take(ShardPairs(shards, 24), 40))
 
 
 def test_a_pipe_that_fails_is_named_and_what_it_sent_is_used(shards):
-    pipe = f"pipe:cat {shards[0]}; exit 3"
+    pipe = Address(f"pipe:cat {shards[0]}; exit 3")
     runs, problems = read_shard(pipe)
     assert runs == read_shard(shards[0])[0]
     assert problems == [Problem(pipe, "its command ended with status 3")]
-    runs, problems = read_shard("pipe:exit 4")
+    runs, problems = read_shard(Address("pipe:exit 4"))
     assert (runs, len(problems)) == ([], 2)
     assert problems[1].reason == "its command ended with status 4"
     assert (
-        read_shard("none://x.tar")[1][0].reason
+        read_shard(Address("none://x.tar"))[1][0].reason
         == "cannot be read to its end (none://x.tar: no gopen handler defined)"
     )
 
@@ -348,7 +349,7 @@ def test_the_fingerprint_is_of_names_and_sizes(shards, tmp_path):
     assert fingerprint(moved[:5]) != before
     cut(moved[2])
     assert fingerprint(moved) != before
-    assert fingerprint(["pipe:" + "x" * 5000])
+    assert fingerprint([Address("pipe:" + "x" * 5000)])
 
 
 @pytest.mark.parametrize(
