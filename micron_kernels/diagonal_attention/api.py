@@ -107,7 +107,8 @@ def diagonal_attention(
         width=width,
         value_width=value.shape[-1],
     )
+    keep = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad)
     out, weights, *_ = ops.diagonal_attention(
-        query, key, value, float(scale), row_weight, rows, key_mask, chosen
+        query, key, value, float(scale), row_weight, rows, key_mask, chosen, keep
     )
     return (out, weights) if return_weights else out

@@ -11,6 +11,7 @@ from torch import Tensor
 from .. import _extension
 from .._extension import operators, with_contiguous_rows
 from . import native_cuda as on_cuda
+from .arguments import Gradients, Inputs, Saved, Wanted
 from .rows import weight_per_head
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -29,20 +30,12 @@ def _contiguous(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.contiguous()
 
 
-def forward(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scale: float,
-    row_weight: Tensor | None,
-    rows: Tensor | None,
-    key_mask: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(out (B, H, K, Ev), p, row_max, row_sum, each (B, H, K)); a row with every key masked has 0 and 1."""
+def forward(inputs: Inputs, keep: bool) -> tuple[Tensor, Saved]:
+    """(out (B, H, K, Ev), what the backward needs)."""
+    query, key, value, scale, row_weight, rows, key_mask = inputs
     if query.is_cuda:
-        return on_cuda.forward(query, key, value, scale, row_weight, rows, key_mask)
-    batch, heads, length, _ = query.shape
-    computed = length if rows is None else rows.shape[1]
+        return on_cuda.forward(inputs, keep)
+    batch, heads, computed = *query.shape[:2], inputs.computed
     out = torch.empty((batch, heads, computed, value.shape[3]), dtype=value.dtype)
     weights, row_max, row_sum = (torch.empty((batch, heads, computed), dtype=torch.float32) for _ in range(3))
     operators().diagonal_attention(
@@ -58,47 +51,26 @@ def forward(
         row_max,
         row_sum,
     )
-    return out, weights, row_max, row_sum
+    return out, Saved(weights, row_max, row_sum)
 
 
 def backward(
-    grad_out: Tensor | None,
-    grad_weights: Tensor | None,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scale: float,
-    row_weight: Tensor | None,
-    rows: Tensor | None,
-    key_mask: Tensor | None,
-    weights: Tensor,
-    row_max: Tensor,
-    row_sum: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(dQ, dK, dV, dw), each of the shape and dtype of its input; dw is empty without a row_weight.
+    grad_out: Tensor | None, grad_weights: Tensor | None, inputs: Inputs, saved: Saved, wanted: Wanted
+) -> Gradients:
+    """(dQ, dK, dV, dw), each of the shape and dtype of its input, or None where it is not wanted.
 
     On a CPU the kernel makes ``weights`` again, with the other scores of the row.
     """
+    query, key, value, scale, row_weight, rows, key_mask = inputs
     if query.is_cuda:
-        return on_cuda.backward(
-            grad_out,
-            grad_weights,
-            query,
-            key,
-            value,
-            scale,
-            row_weight,
-            rows,
-            key_mask,
-            weights,
-            row_max,
-            row_sum,
-        )
+        return on_cuda.backward(grad_out, grad_weights, inputs, saved, wanted)
     new = torch.empty if rows is None else torch.zeros  # the kernel adds up the rows it is given
     d_query = new(query.shape, dtype=torch.float32)
     d_key = torch.empty(key.shape, dtype=torch.float32)
     d_value = new(value.shape, dtype=torch.float32)
-    d_weight = None if row_weight is None else new(query.shape[:3], dtype=torch.float32)
+    d_weight = None
+    if wanted.row_weight and row_weight is not None:
+        d_weight = new(query.shape[:3], dtype=torch.float32)
     operators().diagonal_attention_backward(
         None if grad_out is None else with_contiguous_rows(grad_out),
         None if grad_weights is None else grad_weights.contiguous(),
@@ -109,15 +81,18 @@ def backward(
         weight_per_head(row_weight, query.shape[1]),
         _contiguous(rows),
         _contiguous(key_mask),
-        row_max.contiguous(),
-        row_sum.contiguous(),
+        saved.row_max.contiguous(),
+        saved.row_sum.contiguous(),
         d_query,
         d_key,
         d_value,
         d_weight,
     )
-    if d_weight is None or row_weight is None:
-        d_weight = query.new_empty((0,))
-    else:
+    if d_weight is not None and row_weight is not None:
         d_weight = (d_weight.sum(1) if row_weight.dim() == 2 else d_weight).to(row_weight.dtype)
-    return d_query.to(query.dtype), d_key.to(key.dtype), d_value.to(value.dtype), d_weight
+    return (
+        d_query.to(query.dtype) if wanted.query else None,
+        d_key.to(key.dtype) if wanted.key else None,
+        d_value.to(value.dtype) if wanted.value else None,
+        d_weight,
+    )

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .._extension import operators, with_contiguous_rows
+from .arguments import Gradients, Inputs, Saved, Wanted
 from .rows import slots_of_positions, weight_per_head
 
 #: wgmma multiplies halves alone, and the rows of a block must fit its shared memory.
@@ -30,18 +31,10 @@ def _contiguous(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.contiguous()
 
 
-def forward(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scale: float,
-    row_weight: Tensor | None,
-    rows: Tensor | None,
-    key_mask: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(out (B, H, K, Ev), p, row_max, row_sum, each (B, H, K)); row_max in units of log 2."""
-    batch, heads, length, _ = query.shape
-    computed = length if rows is None else rows.shape[1]
+def forward(inputs: Inputs, keep: bool) -> tuple[Tensor, Saved]:
+    """(out (B, H, K, Ev), what the backward needs); row_max in units of log 2. Nothing more is kept."""
+    query, key, value, scale, row_weight, rows, key_mask = inputs
+    batch, heads, computed = *query.shape[:2], inputs.computed
     out = value.new_empty((batch, heads, computed, value.shape[3]))
     weights, row_max, row_sum = (
         query.new_empty((batch, heads, computed), dtype=torch.float32) for _ in range(3)
@@ -59,24 +52,15 @@ def forward(
         row_max,
         row_sum,
     )
-    return out, weights, row_max, row_sum
+    return out, Saved(weights, row_max, row_sum)
 
 
 def backward(
-    grad_out: Tensor | None,
-    grad_weights: Tensor | None,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scale: float,
-    row_weight: Tensor | None,
-    rows: Tensor | None,
-    key_mask: Tensor | None,
-    weights: Tensor,
-    row_max: Tensor,
-    row_sum: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(dQ, dK, dV, dw), each of the shape and dtype of its input; dw is empty without a row_weight."""
+    grad_out: Tensor | None, grad_weights: Tensor | None, inputs: Inputs, saved: Saved, wanted: Wanted
+) -> Gradients:
+    """(dQ, dK, dV, dw), each of the shape and dtype of its input, or None where it is not wanted."""
+    query, key, value, scale, row_weight, rows, key_mask = inputs
+    weights, row_max, row_sum, _ = saved
     batch, heads, length, width = query.shape
     q, k = _aligned(query), _aligned(key)
     row_max, row_sum = row_max.contiguous(), row_sum.contiguous()
@@ -90,7 +74,7 @@ def backward(
         )
     d_value = value.new_empty(value.shape)
     d_weight = None
-    if row_weight is not None:
+    if wanted.row_weight and row_weight is not None:
         d_weight = query.new_empty((batch, heads, length), dtype=torch.float32)
     operators().diagonal_attention_row_gradients(
         None if grad_out is None else with_contiguous_rows(grad_out),
@@ -109,15 +93,21 @@ def backward(
         d_value,
         d_weight,
     )
-    # Rows that are not computed, or masked, are not written.
-    d_query = q.new_empty(q.shape) if rows is None and key_mask is None else q.new_zeros(q.shape)
-    operators().diagonal_attention_query_gradients(
-        q, k, scale, rows, key_mask, row_max, first_slot, slot_order, position_f, position_c, d_query
-    )
-    d_key = k.new_empty(k.shape)
-    operators().diagonal_attention_key_gradients(q, k, scale, rows, key_mask, row_max, slot_f, slot_c, d_key)
+    d_query, d_key = None, None
+    if wanted.query:  # rows that are not computed, or masked, are not written
+        d_query = q.new_empty(q.shape) if rows is None and key_mask is None else q.new_zeros(q.shape)
+        operators().diagonal_attention_query_gradients(
+            q, k, scale, rows, key_mask, row_max, first_slot, slot_order, position_f, position_c, d_query
+        )
+        d_query = d_query[..., :width].contiguous()
+    if wanted.key:
+        d_key = k.new_empty(k.shape)
+        operators().diagonal_attention_key_gradients(
+            q, k, scale, rows, key_mask, row_max, slot_f, slot_c, d_key
+        )
+        d_key = d_key[..., :width].contiguous()
     if d_weight is None or row_weight is None:
-        d_weight = query.new_empty((0,))
+        d_weight = None
     else:
         d_weight = (d_weight.sum(1) if row_weight.dim() == 2 else d_weight).to(row_weight.dtype)
-    return d_query[..., :width].contiguous(), d_key[..., :width].contiguous(), d_value, d_weight
+    return d_query, d_key, d_value if wanted.value else None, d_weight

@@ -1,5 +1,6 @@
 """Registration of diagonal attention with torch.library: one opaque operator forward, one backward."""
 
+from collections.abc import Sequence
 from typing import Optional, Tuple
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 from .._extension import register
 from .._implementation import TritonModule, accumulate_dtype, autocast_off
 from . import native, reference
+from .arguments import Inputs, Saved, Wanted, keeps_exponentials
 
 _TRITON = TritonModule(
     "diagonal_attention", torch.float32, torch.bfloat16, torch.float16, width=512, value_width=512
@@ -35,20 +37,31 @@ def diagonal_attention(
     rows: Optional[Tensor],
     key_mask: Optional[Tensor],
     impl: str,
-) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(out, p, row_max, row_sum): the last three are what the backward needs of each row."""
+    keep: bool,
+) -> Tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(out, *Saved); ``keep`` the exponentials, if the rule allows it: where query or key want a gradient."""
     _check_rows(rows, query.shape[2])
+    inputs = Inputs(query, key, value, scale, row_weight, rows, key_mask)
     with autocast_off(query):
-        return IMPLEMENTATIONS[impl].forward(query, key, value, scale, row_weight, rows, key_mask)
+        out, saved = IMPLEMENTATIONS[impl].forward(inputs, keep and keeps_exponentials(query, rows, impl))
+    weights, row_max, row_sum, exponentials = saved
+    return out, weights, row_max, row_sum, weights.new_empty((0,)) if exponentials is None else exponentials
 
 
 @diagonal_attention.register_fake
-def _(query, key, value, scale, row_weight, rows, key_mask, impl):
+def _(query, key, value, scale, row_weight, rows, key_mask, impl, keep):
     batch, heads, length, _ = query.shape
     computed = length if rows is None else rows.shape[1]
     statistics = query.new_empty((batch, heads, computed), dtype=accumulate_dtype(query.dtype))
     out = query.new_empty((batch, heads, computed, value.shape[-1]))
-    return out, statistics, torch.empty_like(statistics), torch.empty_like(statistics)
+    kept = (batch, heads, computed, length) if keep and keeps_exponentials(query, rows, impl) else (0,)
+    return (
+        out,
+        statistics,
+        torch.empty_like(statistics),
+        torch.empty_like(statistics),
+        statistics.new_empty(kept),
+    )
 
 
 @torch.library.custom_op("micron_kernels::diagonal_attention_backward", mutates_args=())
@@ -65,62 +78,45 @@ def diagonal_attention_backward(
     weights: Tensor,
     row_max: Tensor,
     row_sum: Tensor,
+    exponentials: Tensor,
+    wanted: Sequence[bool],
     impl: str,
 ) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of query, key, value and row_weight (an empty tensor where there is no row_weight)."""
+    """Gradients of query, key, value and row_weight, empty where not ``wanted`` or without a row_weight."""
+    inputs = Inputs(query, key, value, scale, row_weight, rows, key_mask)
+    which = Wanted(*wanted)
+    # Without the gradient of a score there is no product of matrices to be fast at.
+    implementation = IMPLEMENTATIONS[impl] if which.query or which.key else reference
+    saved = Saved(weights, row_max, row_sum, exponentials if exponentials.numel() else None)
     with autocast_off(query):
-        return IMPLEMENTATIONS[impl].backward(
-            grad_out,
-            grad_weights,
-            query,
-            key,
-            value,
-            scale,
-            row_weight,
-            rows,
-            key_mask,
-            weights,
-            row_max,
-            row_sum,
-        )
+        gradients = implementation.backward(grad_out, grad_weights, inputs, saved, which)
+    d_query, d_key, d_value, d_weight = (query.new_empty((0,)) if x is None else x for x in gradients)
+    return d_query, d_key, d_value, d_weight
 
 
 @diagonal_attention_backward.register_fake
-def _(
-    grad_out,
-    grad_weights,
-    query,
-    key,
-    value,
-    scale,
-    row_weight,
-    rows,
-    key_mask,
-    weights,
-    row_max,
-    row_sum,
-    impl,
-):
-    return (
-        query.new_empty(query.shape),
-        key.new_empty(key.shape),
-        value.new_empty(value.shape),
-        query.new_empty((0,)) if row_weight is None else row_weight.new_empty(row_weight.shape),
+def _(grad_out, grad_weights, query, key, value, scale, row_weight, *rest):
+    wanted = rest[-2]
+    return tuple(
+        query.new_empty((0,)) if x is None or not wants else x.new_empty(x.shape)
+        for x, wants in zip((query, key, value, row_weight), wanted, strict=True)
     )
 
 
 def _setup_context(ctx, inputs, output):
-    query, key, value, scale, row_weight, rows, key_mask, impl = inputs
+    query, key, value, scale, row_weight, rows, key_mask, impl, _ = inputs
     ctx.save_for_backward(query, key, value, row_weight, rows, key_mask, *output[1:])
     ctx.scale, ctx.impl = scale, impl
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx, grad_out, grad_weights, _grad_row_max, _grad_row_sum):
-    query, key, value, row_weight, rows, key_mask, weights, row_max, row_sum = ctx.saved_tensors
+def _backward(ctx, grad_out, grad_weights, *_grads):
+    query, key, value, row_weight, rows, key_mask, *saved = ctx.saved_tensors
     if grad_out is None and grad_weights is None:
-        return (None,) * 8
-    d_query, d_key, d_value, d_weight = diagonal_attention_backward(
+        return (None,) * 9
+    needs = ctx.needs_input_grad
+    wanted = (*needs[:3], needs[4])
+    gradients = diagonal_attention_backward(
         grad_out,
         grad_weights,
         query,
@@ -130,12 +126,14 @@ def _backward(ctx, grad_out, grad_weights, _grad_row_max, _grad_row_sum):
         row_weight,
         rows,
         key_mask,
-        weights,
-        row_max,
-        row_sum,
+        *saved,
+        wanted,
         ctx.impl,
     )
-    return d_query, d_key, d_value, None, None if row_weight is None else d_weight, None, None, None
+    d_query, d_key, d_value, d_weight = (
+        gradient if wants else None for gradient, wants in zip(gradients, wanted, strict=True)
+    )
+    return d_query, d_key, d_value, None, d_weight, None, None, None, None
 
 
 diagonal_attention.register_autograd(_backward, setup_context=_setup_context)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from .._implementation import accumulate_dtype
+from .arguments import Gradients, Inputs, Saved, Wanted
 
 #: Scores held at a time, all batch entries and heads together: 16 MiB in fp32.
 BLOCK_ELEMENTS = 1 << 22
@@ -54,17 +55,12 @@ def _put_rows(x: Tensor, rows: Tensor | None, length: int) -> Tensor:
     return full.scatter_add_(2, index, x)
 
 
-def _block_scores(query: Tensor, key: Tensor, scale: float, key_mask: Tensor | None) -> Tensor:
-    scores = torch.matmul(query, key.transpose(-2, -1)).mul_(scale)  # [B, H, BLOCK, N]
-    if key_mask is not None:
-        scores.masked_fill_(~key_mask[:, None, None, :], -torch.inf)
-    return scores
-
-
 class _Rows:
     """Inputs in the dtype of accumulation, cut to the rows that are computed; masked positions hold zeros."""
 
-    def __init__(self, query, key, value, row_weight, rows, key_mask):
+    def __init__(self, inputs: Inputs):
+        query, key, value, self.scale, row_weight, rows, self.key_mask = inputs
+        key_mask = self.key_mask
         batch, heads, length, _ = query.shape
         dtype = accumulate_dtype(query.dtype)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
@@ -89,28 +85,27 @@ class _Rows:
         batch, heads, length, _ = self.key.shape
         return _row_blocks(batch * heads, len(self), length)
 
+    def scores(self, block: slice) -> Tensor:
+        scores = torch.matmul(self.query[:, :, block], self.key.transpose(-2, -1)).mul_(self.scale)
+        if self.key_mask is not None:
+            scores.masked_fill_(~self.key_mask[:, None, None, :], -torch.inf)
+        return scores  # [B, H, BLOCK, N]
+
     def diagonal_index(self, block: slice) -> Tensor:
         return self.positions[:, None, block, None].expand(
             -1, self.query.shape[1], -1, -1
         )  # [B, H, BLOCK, 1]
 
 
-def forward(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scale: float,
-    row_weight: Tensor | None,
-    rows: Tensor | None,
-    key_mask: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(out (B, H, K, Ev), p, row_max, row_sum, each (B, H, K)); a row with every key masked has 0 and 1."""
-    x = _Rows(query, key, value, row_weight, rows, key_mask)
+def forward(inputs: Inputs, keep: bool) -> tuple[Tensor, Saved]:
+    """(out (B, H, K, Ev), what the backward needs); ``keep`` the exponentials too."""
+    x = _Rows(inputs)
     row_max = x.query.new_empty(x.query.shape[:3])
     row_sum = torch.empty_like(row_max)
     weights = torch.empty_like(row_max)
+    kept = row_max.new_empty((*row_max.shape, x.key.shape[2])) if keep else None
     for block in x.blocks():
-        scores = _block_scores(x.query[:, :, block], x.key, scale, key_mask)
+        scores = x.scores(block)
         maximum = scores.amax(3)
         maximum.masked_fill_(maximum == -torch.inf, 0)
         exponentials = scores.sub_(maximum[..., None]).exp_()
@@ -119,30 +114,23 @@ def forward(
         diagonal = exponentials.gather(3, x.diagonal_index(block)).squeeze(3)
         row_max[:, :, block], row_sum[:, :, block] = maximum, total
         weights[:, :, block] = diagonal / total
+        if kept is not None:
+            kept[:, :, block] = exponentials
     if x.masked is not None:
         weights.masked_fill_(x.masked, 0)
     out = (x.weight * weights)[..., None] * x.value
     if x.masked is not None:
         out.masked_fill_(x.masked[..., None], 0)
-    return out.to(value.dtype), weights, row_max, row_sum
+    return out.to(inputs.value.dtype), Saved(weights, row_max, row_sum, kept)
 
 
 def backward(
-    grad_out: Tensor | None,
-    grad_weights: Tensor | None,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scale: float,
-    row_weight: Tensor | None,
-    rows: Tensor | None,
-    key_mask: Tensor | None,
-    weights: Tensor,
-    row_max: Tensor,
-    row_sum: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(dQ, dK, dV, dw), each of the shape and dtype of its input; dw is empty without a row_weight."""
-    x = _Rows(query, key, value, row_weight, rows, key_mask)
+    grad_out: Tensor | None, grad_weights: Tensor | None, inputs: Inputs, saved: Saved, wanted: Wanted
+) -> Gradients:
+    """(dQ, dK, dV, dw), each of the shape and dtype of its input, or None where it is not wanted."""
+    x = _Rows(inputs)
+    query, key, value, scale, row_weight, rows, _ = inputs
+    weights, row_max, row_sum, kept = saved
     length = key.shape[2]
     grad_out = torch.zeros_like(x.value) if grad_out is None else grad_out.to(x.value.dtype)
     grad_weights = torch.zeros_like(x.weight) if grad_weights is None else grad_weights
@@ -156,26 +144,33 @@ def backward(
 
     d_query = torch.empty_like(x.query, memory_format=torch.contiguous_format)
     d_key = torch.zeros_like(x.key, memory_format=torch.contiguous_format)
-    for block in x.blocks():
+    for block in x.blocks() if wanted.query or wanted.key else ():
         q, diagonal = x.query[:, :, block], x.diagonal_index(block)
-        d_scores = _block_scores(q, x.key, scale, key_mask).sub_(row_max[:, :, block, None]).exp_()
-        d_scores /= row_sum[:, :, block, None]  # P
+        if kept is not None:
+            d_scores = kept[:, :, block] / row_sum[:, :, block, None]  # P
+        else:
+            d_scores = x.scores(block).sub_(row_max[:, :, block, None]).exp_()
+            d_scores /= row_sum[:, :, block, None]
         p, a_block = weights[:, :, block, None], a[:, :, block, None]
         g = p * a_block
         d_scores.mul_(-g).scatter_(3, diagonal, p * (a_block - g))  # p (a − g) = g (1 − p), rounded less
-        d_query[:, :, block] = torch.matmul(d_scores, x.key)
-        d_key += torch.matmul(d_scores.transpose(-2, -1), q)
+        if wanted.query:
+            d_query[:, :, block] = torch.matmul(d_scores, x.key)
+        if wanted.key:
+            d_key += torch.matmul(d_scores.transpose(-2, -1), q)
 
-    d_value = (x.weight * weights)[..., None] * grad_out
-    if x.masked is not None:
-        d_value = d_value.masked_fill(x.masked[..., None], 0)
-    d_weight = query.new_empty((0,))
-    if row_weight is not None:
+    d_value, d_weight = None, None
+    if wanted.value:
+        d_value = (x.weight * weights)[..., None] * grad_out
+        if x.masked is not None:
+            d_value = d_value.masked_fill(x.masked[..., None], 0)
+        d_value = _put_rows(d_value, rows, length).to(value.dtype)
+    if wanted.row_weight and row_weight is not None:
         d_weight = _put_rows(weights * value_grad, rows, length)
         d_weight = (d_weight.sum(1) if row_weight.dim() == 2 else d_weight).to(row_weight.dtype)
     return (
-        _put_rows(d_query.mul_(scale), rows, length).to(query.dtype),
-        d_key.mul_(scale).to(key.dtype),
-        _put_rows(d_value, rows, length).to(value.dtype),
+        _put_rows(d_query.mul_(scale), rows, length).to(query.dtype) if wanted.query else None,
+        d_key.mul_(scale).to(key.dtype) if wanted.key else None,
+        d_value,
         d_weight,
     )

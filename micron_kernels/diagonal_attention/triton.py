@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .._extension import with_contiguous_rows
 from .._triton import Tile, is_hopper, launch, launch_tiled, shared_bytes
+from .arguments import Gradients, Inputs, Saved, Wanted
 from .rows import slots_of_positions, weight_per_head
 from .triton_kernels import forward_kernel, key_gradients_kernel, query_gradients_kernel, row_gradients_kernel
 
@@ -53,18 +54,10 @@ def _backward_tiles(dtype: torch.dtype, width: int, gathers: bool, device: torch
     return fit[:2] if columns <= 128 else fit[:1]
 
 
-def forward(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scale: float,
-    row_weight: Tensor | None,
-    rows: Tensor | None,
-    key_mask: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(out (B, H, K, Ev), p, row_max, row_sum, each (B, H, K)); a row with every key masked has 0 and 1."""
-    batch, heads, length, width = query.shape
-    computed = length if rows is None else rows.shape[1]
+def forward(inputs: Inputs, keep: bool) -> tuple[Tensor, Saved]:
+    """(out (B, H, K, Ev), what the backward needs). Nothing more is kept."""
+    query, key, value, scale, row_weight, rows, key_mask = inputs
+    (batch, heads, length, width), computed = query.shape, inputs.computed
     out = value.new_empty((batch, heads, computed, value.shape[3]))
     weights, row_max, row_sum = (
         query.new_empty((batch, heads, computed), dtype=torch.float32) for _ in range(3)
@@ -100,38 +93,27 @@ def forward(
         HAS_ROWS=rows is not None,
         HAS_MASK=key_mask is not None,
     )
-    return out, weights, row_max, row_sum
+    return out, Saved(weights, row_max, row_sum)
 
 
 def backward(
-    grad_out: Tensor | None,
-    grad_weights: Tensor | None,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scale: float,
-    row_weight: Tensor | None,
-    rows: Tensor | None,
-    key_mask: Tensor | None,
-    weights: Tensor,
-    row_max: Tensor,
-    row_sum: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(dQ, dK, dV, dw), each of the shape and dtype of its input; dw is empty without a row_weight."""
-    batch, heads, length, width = query.shape
-    computed = length if rows is None else rows.shape[1]
-    row_max, row_sum = row_max.contiguous(), row_sum.contiguous()
-    d_query = query.new_empty(query.shape) if rows is None else query.new_zeros(query.shape)
-    d_key, d_value = key.new_empty(key.shape), value.new_empty(value.shape)
+    grad_out: Tensor | None, grad_weights: Tensor | None, inputs: Inputs, saved: Saved, wanted: Wanted
+) -> Gradients:
+    """(dQ, dK, dV, dw), each of the shape and dtype of its input, or None where it is not wanted."""
+    query, key, value, scale, row_weight, rows, key_mask = inputs
+    (batch, heads, length, width), computed = query.shape, inputs.computed
+    weights, row_max, row_sum = saved.weights, saved.row_max.contiguous(), saved.row_sum.contiguous()
+    d_query, d_key = None, None
+    d_value = value.new_empty(value.shape)
     slot_f, slot_c = torch.empty_like(row_max), torch.empty_like(row_max)
     position_f, position_c = slot_f, slot_c
     if rows is not None:
         position_f, position_c = (
             query.new_empty((batch, heads, length), dtype=torch.float32) for _ in range(2)
         )
-    d_weight = query.new_empty(
-        (batch, heads, length) if row_weight is not None else (0,), dtype=torch.float32
-    )
+    d_weight = row_max
+    if row_weight is not None:
+        d_weight = query.new_empty((batch, heads, length), dtype=torch.float32)
 
     query, key, value = (with_contiguous_rows(x) for x in (query, key, value))
     mask = query if key_mask is None else key_mask.contiguous()
@@ -179,39 +161,47 @@ def backward(
     tiles = _backward_tiles(query.dtype, width, rows is not None or key_mask is not None, query.device)
     layout = (*query.stride()[:3], *key.stride()[:3], scale, heads, length, computed)
     flags = {"WIDTH": width, "HAS_ROWS": rows is not None, "HAS_MASK": key_mask is not None}
-    launch_tiled(
-        query_gradients_kernel,
-        lambda block: batch * heads * triton.cdiv(computed, block),
-        tiles,
-        query,
-        key,
-        rows_or_any,
-        mask,
-        row_max,
-        first_slot,
-        slot_order,
-        position_f,
-        position_c,
-        d_query,
-        *layout,
-        **flags,
-    )
-    launch_tiled(
-        key_gradients_kernel,
-        lambda block: batch * heads * triton.cdiv(length, block),
-        tiles,
-        query,
-        key,
-        rows_or_any,
-        mask,
-        row_max,
-        slot_f,
-        slot_c,
-        d_key,
-        *layout,
-        **flags,
-    )
-    if row_weight is None:
-        return d_query, d_key, d_value, query.new_empty((0,))
-    d_weight = d_weight.sum(1) if row_weight.dim() == 2 else d_weight
-    return d_query, d_key, d_value, d_weight.to(row_weight.dtype)
+    if wanted.query:
+        d_query = (
+            query.new_empty((batch, heads, length, width))
+            if rows is None
+            else query.new_zeros((batch, heads, length, width))
+        )
+        launch_tiled(
+            query_gradients_kernel,
+            lambda block: batch * heads * triton.cdiv(computed, block),
+            tiles,
+            query,
+            key,
+            rows_or_any,
+            mask,
+            row_max,
+            first_slot,
+            slot_order,
+            position_f,
+            position_c,
+            d_query,
+            *layout,
+            **flags,
+        )
+    if wanted.key:
+        d_key = key.new_empty((batch, heads, length, width))
+        launch_tiled(
+            key_gradients_kernel,
+            lambda block: batch * heads * triton.cdiv(length, block),
+            tiles,
+            query,
+            key,
+            rows_or_any,
+            mask,
+            row_max,
+            slot_f,
+            slot_c,
+            d_key,
+            *layout,
+            **flags,
+        )
+    if row_weight is None or not wanted.row_weight:
+        return d_query, d_key, d_value if wanted.value else None, None
+    d_weight = (d_weight.sum(1) if row_weight.dim() == 2 else d_weight).to(row_weight.dtype)
+    return d_query, d_key, d_value if wanted.value else None, d_weight

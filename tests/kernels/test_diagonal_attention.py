@@ -4,6 +4,7 @@ import torch
 import harness
 from micron_kernels import diagonal_attention
 from micron_kernels.diagonal_attention import ops, reference
+from micron_kernels.diagonal_attention.arguments import Inputs, Wanted, keeps_exponentials
 from micron_kernels.testing import eager_diagonal_attention, guarded_memory, poisoned_memory
 from property_based import given, settings, st
 
@@ -266,14 +267,12 @@ def test_poisoned_memory_changes_nothing(target):
 @target
 def test_nothing_is_written_outside_the_outputs(target):
     impl, device = target
-    inputs = make(device=device, dtype=harness.a_dtype(ops, impl, device), masked=True) | {
-        "rows": None,
-        "scale": 0.3,
-    }
+    inputs = Inputs(scale=0.3, **make(device=device, dtype=harness.a_dtype(ops, impl, device), masked=True))
+    keep = keeps_exponentials(inputs.query, None, impl)
     implementation = ops.IMPLEMENTATIONS[impl]
     with guarded_memory() as guard, torch.no_grad():
-        out, weights, row_max, row_sum = implementation.forward(**inputs)
-        implementation.backward(out, weights, **inputs, weights=weights, row_max=row_max, row_sum=row_sum)
+        out, saved = implementation.forward(inputs, keep)
+        implementation.backward(out, saved.weights, inputs, saved, Wanted())
     assert guard.buffers, "the guard saw no allocation"
 
 
@@ -289,11 +288,11 @@ def test_no_matrix_of_scores_is_stored(monkeypatch):
                 largest = max(largest, x.numel() if isinstance(x, torch.Tensor) else 0)
             return result
 
-    inputs = make((1, 1, 300, 4), 4) | {"rows": None, "key_mask": None, "scale": 0.5}
-    whole = reference.forward(**inputs)
+    inputs = Inputs(scale=0.5, **make((1, 1, 300, 4), 4))
+    whole = reference.forward(inputs, keep=False)
     with Watch():
-        out, weights, row_max, row_sum = reference.forward(**inputs)
-        reference.backward(out, weights, **inputs, weights=weights, row_max=row_max, row_sum=row_sum)
+        out, saved = reference.forward(inputs, keep=keeps_exponentials(inputs.query, None, "reference"))
+        reference.backward(out, saved.weights, inputs, saved, Wanted())
     assert largest <= 4 * 300
     assert torch.equal(out, whole[0])
 
@@ -340,6 +339,7 @@ def test_opcheck(target, options):
             inputs.get("rows"),
             inputs.get("key_mask"),
             impl,
+            True,
         ),
     )
 
