@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
-from braceexpand import UnbalancedBracesError, braceexpand
+from braceexpand import braceexpand
 from webdataset.gopen import Pipe, gopen
 from webdataset.shardlists import envsubst
 
@@ -92,7 +92,7 @@ def expand(source: str | Path, *, allow_commands: bool = False) -> list[str | Ad
         _check_ranges(part)
         try:
             names += islice(braceexpand(part), MOST_NAMES + 1 - len(names))
-        except UnbalancedBracesError:
+        except ValueError:  # UnbalancedBracesError
             raise ValueError(
                 f"{name}: has a brace that is not closed, and there is no file of that name"
             ) from None

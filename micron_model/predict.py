@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -17,6 +16,7 @@ from torch import Tensor
 from .data.faces import Box, cut, find_face
 from .data.frames import FrameError, ImageFolderClip, VideoClip, find_clips, read_whole_image
 from .data.motion import pair_motion
+from .data.videos import open_video
 from .recognizer import Recognizer
 from .training.finetune import logits_of
 from .visualize import LINE_COLOURS, change_maps, figure_of_pairs
@@ -120,15 +120,12 @@ def _whole_frames(clip: VideoClip | ImageFolderClip) -> Iterator[np.ndarray]:
     if isinstance(clip, ImageFolderClip):
         yield from map(read_whole_image, clip.paths)
         return
-    video = cv2.VideoCapture(str(clip.path))
-    try:
+    with open_video(clip.path) as video:
         while True:
             ok, image = video.read()
             if not ok:
                 return
             yield np.ascontiguousarray(image[:, :, ::-1])
-    finally:
-        video.release()
 
 
 def _face_of(clip: VideoClip | ImageFolderClip) -> Box:

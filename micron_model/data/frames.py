@@ -11,6 +11,8 @@ from typing import NamedTuple, Protocol
 import cv2
 import numpy as np
 
+from .videos import open_video
+
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 VIDEO_SUFFIXES = {".mp4", ".avi", ".mov", ".mkv", ".m4v"}
 
@@ -107,6 +109,11 @@ def read_whole_image(path: str | Path) -> np.ndarray:
     return np.ascontiguousarray(_read(Path(path))[:, :, ::-1])
 
 
+def write_image(path: Path, image: np.ndarray) -> None:
+    """Write a BGR or grey image in the format of the suffix. Raises OSError; OpenCV's own writer says nothing."""
+    path.write_bytes(cv2.imencode(path.suffix, image)[1].tobytes())
+
+
 def frame_number(path: Path) -> tuple[int, str]:
     """Sorting key: the last run of digits of the stem (``img10`` comes after ``img2``), then the name."""
     numbers = re.findall(r"\d+", path.stem)
@@ -168,8 +175,7 @@ class VideoClip:
         """Raises FrameError for a file that is no video, or has no frame."""
         if not path.is_file():
             raise FrameError(f"{path}: no such file")
-        video = cv2.VideoCapture(str(path))
-        try:
+        with open_video(path) as video:
             length = int(video.get(cv2.CAP_PROP_FRAME_COUNT)) if video.isOpened() else 0
             if length < 1 or not video.read()[0]:
                 raise FrameError(f"{path}: no frame can be decoded from this video")
@@ -177,12 +183,9 @@ class VideoClip:
             if not rate > 0:
                 raise FrameError(f"{path}: the video states no frame rate; give it with fps")
             return cls(path, float(rate), length)
-        finally:
-            video.release()
 
     def read(self, indices: Sequence[int], size: int) -> np.ndarray:
-        video = cv2.VideoCapture(str(self.path))
-        try:
+        with open_video(self.path) as video:
             frames = {}
             position = -1
             for index in sorted(set(indices)):
@@ -201,16 +204,13 @@ class VideoClip:
                     raise FrameError(f"{self.path}: {reason}", self.path)
                 frames[index] = _square(image, size)
             return np.stack([frames[i] for i in indices])
-        finally:
-            video.release()
 
     def decode(self, start: int, stop: int, size: int) -> Iterator[tuple[int, np.ndarray | Problem]]:
         """Frames ``start`` to ``stop`` - 1 as uint8 (3, size, size), RGB; in place of one that cannot be read, why.
 
         The video is read once, forward. Where it ends early, its last item is that problem.
         """
-        video = cv2.VideoCapture(str(self.path))
-        try:
+        with open_video(self.path) as video:
             if start:
                 video.set(cv2.CAP_PROP_POS_FRAMES, start)
                 while video.get(cv2.CAP_PROP_POS_FRAMES) < start and video.grab():
@@ -231,8 +231,6 @@ class VideoClip:
                     yield i, _square(image, size)
             if failed:
                 yield failed[0], Problem(str(self.path), _ends_early(self.length))
-        finally:
-            video.release()
 
 
 def _is_hidden(path: Path) -> bool:

@@ -17,6 +17,7 @@ from . import casme2, casme3, samm, smic
 from .classes import SCHEMES
 from .expressions import Official
 from .folders import Layout
+from .frames import write_image
 from .megc2019 import LABELS, PARTS
 from .synthetic import SyntheticClip
 
@@ -140,8 +141,8 @@ def _write_frames(
     for number, frame in enumerate(frames, planned.onset - around):
         if number not in planned.without:
             image = np.ascontiguousarray(frame.transpose(1, 2, 0)[:, :, ::-1])
-            cv2.imwrite(
-                str(folder / name.format(number)), cv2.cvtColor(image, cv2.COLOR_BGR2GRAY) if grey else image
+            write_image(
+                folder / name.format(number), cv2.cvtColor(image, cv2.COLOR_BGR2GRAY) if grey else image
             )
 
 
@@ -259,7 +260,7 @@ def _write_casme3(root: Path, plan: Sequence[Planned], config: LookalikeConfig) 
         _write_frames(folder, planned, config, "{}.jpg", around=0 if layout == "clips" else 2)
         if planned.has_frames:
             depth.mkdir(parents=True, exist_ok=True)
-            cv2.imwrite(str(depth / f"{planned.onset}.png"), np.full((8, 8), 700, np.uint16))
+            write_image(depth / f"{planned.onset}.png", np.full((8, 8), 700, np.uint16))
     _write_sheet(root / "cas(me)3_part_A_ME_label_JpgIndex_v2.xlsx", "label", rows)
 
 

@@ -19,6 +19,8 @@ import numpy as np
 import skimage.data
 import skimage.feature
 
+from .frames import read_whole_image
+
 FPS = 60.0
 LENGTH = 44
 #: Displacement at the apex in pixels of a 64×64 frame.
@@ -112,11 +114,10 @@ _FACE = 0.72  # side of the detected face over the side of the cut
 @functools.cache
 def _photographs() -> tuple[np.ndarray, ...]:
     """The faces of the photographs, RGB float32 (256, 256, 3) in [0, 255], the detected face at the centre."""
-    hopper = cv2.imread(str(matplotlib.cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)))
-    assert hopper is not None, "matplotlib's sample data is missing from its installation"
+    hopper = read_whole_image(matplotlib.cbook.get_sample_data("grace_hopper.jpg", asfileobj=False))
     detector = skimage.feature.Cascade(skimage.data.lbp_frontal_face_cascade_filename())
     cuts = []
-    for image in (skimage.data.astronaut(), hopper[:, :, ::-1]):
+    for image in (skimage.data.astronaut(), hopper):
         found = detector.detect_multi_scale(
             image, scale_factor=1.2, step_ratio=1, min_size=(60, 60), max_size=(300, 300)
         )

@@ -1,0 +1,86 @@
+"""Opening videos that someone else may have made and named.
+
+OpenCV hands a name to FFmpeg, which takes ``http:host?.mp4`` for a request, and to a reader of images, which takes
+``%d`` and digits for a pattern; and FFmpeg takes a file that begins with ``ffconcat`` for a list of other files,
+whatever it is called. Here a name is that of a file, and a file is a container of video.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+
+#: Of FFmpeg: what is read is this file alone, and no list or picture of others.
+_OPTIONS = {
+    "protocol_whitelist": "file",
+    "format_whitelist": "mov,avi,matroska,mpeg,mpegts,mpegvideo,m4v,h264,hevc,flv,asf,ogg,mjpeg,dv,mxf,ivf",
+}
+_OPTIONS_OF, _LOG_LEVEL_OF = "OPENCV_FFMPEG_CAPTURE_OPTIONS", "OPENCV_FFMPEG_LOGLEVEL"
+_opening = threading.Lock()
+
+
+def _backends() -> list[int]:
+    """FFmpeg where OpenCV has it, else what else reads files; never the reader of numbered images."""
+    known = cv2.videoio_registry.getStreamBackends()
+    return [cv2.CAP_FFMPEG] if cv2.CAP_FFMPEG in known else [b for b in known if b != cv2.CAP_IMAGES]
+
+
+@contextlib.contextmanager
+def _settings() -> Iterator[None]:
+    """OpenCV takes FFmpeg's options from the environment, while it opens a file."""
+    with _opening:
+        before = {name: os.environ.get(name) for name in (_OPTIONS_OF, _LOG_LEVEL_OF)}
+        level = cv2.utils.logging.getLogLevel()
+        ours = "|".join(f"{name};{value}" for name, value in _OPTIONS.items())
+        os.environ[_OPTIONS_OF] = "|".join(
+            filter(None, [before[_OPTIONS_OF], ours])
+        )  # the last of a name holds
+        os.environ.setdefault(
+            _LOG_LEVEL_OF, "-8"
+        )  # what is wrong is said once, by whoever asked for the file
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+        try:
+            yield
+        finally:
+            cv2.utils.logging.setLogLevel(level)
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _safe_name(path: Path) -> Iterator[str]:
+    """An absolute name of the file, in which no reader sees an address; a link to it where it is not UTF-8."""
+    name = os.path.abspath(path)
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # OpenCV's binding ends the process at a name that it cannot encode
+        with tempfile.TemporaryDirectory(prefix="micron-") as folder:
+            link = os.path.join(folder, "video")
+            os.symlink(name, link)
+            yield link
+    else:
+        yield name
+
+
+@contextlib.contextmanager
+def open_video(path: str | Path) -> Iterator[cv2.VideoCapture]:
+    """The video in a file, to read from; ``isOpened()`` tells whether it is one."""
+    with _safe_name(Path(path)) as name:
+        video = cv2.VideoCapture()
+        try:
+            with _settings():
+                for backend in _backends():
+                    if video.open(name, backend):
+                        break
+            yield video
+        finally:
+            video.release()
