@@ -10,7 +10,7 @@ from published_structure import PublishedStructure, rectangles
 
 from micron_kernels import _extension, blockwise_mask
 from micron_model import MicronBERT, MicronBERTConfig, preset
-from micron_model.patch_of_interest import crop_size
+from micron_model.models.patch_of_interest import crop_size
 
 CASES = {"cpu": [1, 2, 4], "cuda": [16, 64, 128]}
 ROUNDS = 3  # a step takes seconds on a CPU

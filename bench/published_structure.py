@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from micron_model import MicronBERT
-from micron_model.patch_of_interest import crop_size, random_resized_crop
-from micron_model.vit import Attention, Block, Decoder, Encoder, patchify
+from micron_model.models.patch_of_interest import crop_size, random_resized_crop
+from micron_model.models.vit import Attention, Block, Decoder, Encoder, patchify
 
 
 def plain(module: nn.Linear, x: Tensor) -> Tensor:

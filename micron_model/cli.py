@@ -21,7 +21,6 @@ from micron_kernels import info as kernels_info
 from .commands.data import DataCommand
 from .commands.recognition import Evaluate, Finetune, Predict
 from .commands.score import Score
-from .config import MicronBERTConfig, preset
 from .data import Clip, FrameError, find_clips, read_image, synthetic_clips
 from .data.pairs import longest_delta
 from .data.shard_plan import ShardConfig
@@ -29,6 +28,7 @@ from .data.shards import are_shards, find_shards
 from .data.write_shards import ShardingStopped, write_shards
 from .demo import TRAINED_SUBJECTS, DemoConfig, run_demo
 from .loading import load_model
+from .models.config import MicronBERTConfig, preset
 from .training import CheckpointError, NonFiniteLossError, PretrainConfig, Stopped, pretrain
 from .training.problems import report_problems
 from .visualize import change_maps, figure_of_pairs

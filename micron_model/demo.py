@@ -18,11 +18,11 @@ from torch import Tensor
 from micron_kernels import topk_mask
 
 from . import html_page, visualize
-from .config import MicronBERTConfig, preset
 from .data import SyntheticClip, synthetic_clips
 from .data.synthetic import CLASSES, FPS
 from .evaluation import auroc, swap_auroc
-from .micron_bert import MicronBERT
+from .models.config import MicronBERTConfig, preset
+from .models.micron_bert import MicronBERT
 from .training import CheckpointError, PretrainConfig, pretrain
 from .training.log import read_log
 

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import TypeVar
 
-from .micron_bert import MicronBERT
-from .official import load_official
+from .models.micron_bert import MicronBERT
+from .models.official.micron_bert import load_official
 from .recognizer import Recognizer
 
 _Model = TypeVar("_Model", MicronBERT, Recognizer)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from micron_kernels import frame_difference
 
-from .micron_bert import MicronBERT
+from .models.micron_bert import MicronBERT
 
 MAP_COLOURS = "cividis"  # reads the same with every kind of colour blindness, and in grey
 LINE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # of Okabe and Ito, colour-blind-safe

@@ -14,7 +14,6 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from ..config import preset
 from ..data.classes import SCHEMES, label
 from ..data.corpus import Corpus
 from ..data.expressions import Expression
@@ -25,7 +24,8 @@ from ..evaluation.outputs import write_outputs
 from ..evaluation.protocols import cde, check_census, hde, loso
 from ..evaluation.published import PUBLISHED
 from ..loading import load_model, load_recognizer
-from ..micron_bert import MicronBERT
+from ..models.config import preset
+from ..models.micron_bert import MicronBERT
 from ..predict import NOT_A_VERDICT, SpotConfig, figure_of_candidates, figure_of_curve, predict
 from ..recognizer import Recognizer
 from ..training.finetune import FinetuneConfig, features_of, fit

@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from ..data.expressions import Expression
-from ..micron_bert import MicronBERT
+from ..models.micron_bert import MicronBERT
 from ..recognizer import Recognizer
 from ..training.finetune import FinetuneConfig, features_of, fit, logits_of
 from ..whole_file import whole_file, write_whole

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import html_page
-from ..micron_bert import MicronBERT
+from ..models.micron_bert import MicronBERT
 from ..visualize import change_maps, figure_of_pairs
 from .evaluate import EvaluateConfig, Evaluation, Task, features_in
 from .megc_log import write_megc_log

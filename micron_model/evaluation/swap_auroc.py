@@ -9,7 +9,7 @@ from torch import Tensor
 
 from micron_kernels import blockwise_mask, swap_patches, topk_mask
 
-from ..micron_bert import MicronBERT
+from ..models.micron_bert import MicronBERT
 
 
 def auroc(scores: np.ndarray, positive: np.ndarray) -> float:

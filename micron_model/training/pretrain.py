@@ -24,10 +24,10 @@ from rich.progress import (
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..config import MicronBERTConfig
 from ..data.corpus import Corpus
 from ..data.frames import Clip
-from ..micron_bert import MicronBERT
+from ..models.config import MicronBERTConfig
+from ..models.micron_bert import MicronBERT
 from ..signals import NotedSignals
 from . import checkpoint
 from .batches import Batches

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..config import MicronBERTConfig
 from ..data.frames import Clip
-from ..micron_bert import MicronBERT
+from ..models.config import MicronBERTConfig
+from ..models.micron_bert import MicronBERT
 from . import checkpoint
 from .batches import Positions, fingerprint, sort_out
 from .config import FREE, PretrainConfig

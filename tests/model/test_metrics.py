@@ -5,14 +5,7 @@ import pytest
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, recall_score
 
 from made_up import CLASSES, composite, constant, from_pairs, predictions_of, with_skill
-from micron_model.evaluation.metrics import (
-    accuracy,
-    confusion_matrix,
-    resample_subjects,
-    score,
-    uar,
-    uf1,
-)
+from micron_model.evaluation.metrics import accuracy, confusion_matrix, resample_subjects, score, uar, uf1
 from micron_model.evaluation.predictions import LEAKY, Predictions
 
 #: Counted from the log that the authors of STSTNet publish, by part: rows true, columns predicted.

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 
 from micron_kernels import topk_mask
 from micron_model import MicronBERT, MicronBERTConfig, preset
-from micron_model.patch_of_interest import random_resized_crop
-from micron_model.vit import patchify, resample_positions, sincos_positions, unpatchify
+from micron_model.models.patch_of_interest import random_resized_crop
+from micron_model.models.vit import patchify, resample_positions, sincos_positions, unpatchify
 
 
 def test_base_has_the_published_size():

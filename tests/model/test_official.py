@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from micron_model import load_official
-from micron_model.vit import sincos_positions
+from micron_model.models.vit import sincos_positions
 
 WIDTH, DEPTH, SIZE, PATCH, HEADS = 32, 2, 32, 8, 4
 

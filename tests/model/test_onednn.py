@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from micron_kernels.testing import assert_within_rounding
-from micron_model import onednn
-from micron_model.vit import Attention, Encoder
+from micron_model.models import onednn
+from micron_model.models.vit import Attention, Encoder
 
 pytestmark = pytest.mark.skipif(
     not (torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()),

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .config import MicronBERTConfig
-from .micron_bert import MicronBERT
-from .safe_load import safe_load
-from .vit import sincos_positions
+from ...safe_load import safe_load
+from ..config import MicronBERTConfig
+from ..micron_bert import MicronBERT
+from ..vit import sincos_positions
 
 #: Their names to ours, by prefix. All else in such a checkpoint is a copy (``student.``, ``teacher.``) or belongs
 #: to a loss.

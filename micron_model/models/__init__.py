@@ -1,0 +1,1 @@
+"""The networks, each a page to read beside its paper."""

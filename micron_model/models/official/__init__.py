@@ -1,0 +1,1 @@
+"""Checkpoints in the layout in which a network's authors published them."""
