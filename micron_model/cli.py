@@ -22,10 +22,10 @@ from .commands.data import DataCommand
 from .commands.recognition import Evaluate, Finetune, Predict
 from .commands.score import Score
 from .data import Clip, FrameError, find_clips, read_image, synthetic_clips
-from .data.pairs import longest_delta
-from .data.shard_plan import ShardConfig
-from .data.shards import are_shards, find_shards
-from .data.write_shards import ShardingStopped, write_shards
+from .data.clips.pairs import longest_delta
+from .data.shards.plan import ShardConfig
+from .data.shards.read import are_shards, find_shards
+from .data.shards.write import ShardingStopped, write_shards
 from .demo import TRAINED_SUBJECTS, DemoConfig, run_demo
 from .loading import load_model
 from .models.config import MicronBERTConfig, preset

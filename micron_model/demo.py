@@ -19,7 +19,7 @@ from micron_kernels import topk_mask
 
 from . import html_page, visualize
 from .data import SyntheticClip, synthetic_clips
-from .data.synthetic import CLASSES, FPS
+from .data.clips.synthetic import CLASSES, FPS
 from .evaluation import auroc, swap_auroc
 from .models.config import MicronBERTConfig, preset
 from .models.micron_bert import MicronBERT

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from .data.faces import Box, cut, find_face
-from .data.frames import FrameError, ImageFolderClip, VideoClip, find_clips, read_whole_image
-from .data.motion import pair_motion
+from .data.clips.faces import Box, cut, find_face
+from .data.clips.frames import FrameError, ImageFolderClip, VideoClip, find_clips, read_whole_image
+from .data.clips.motion import pair_motion
 from .data.videos import open_video
 from .recognizer import Recognizer
 from .training.finetune import logits_of

@@ -10,9 +10,9 @@ from typing import Annotated, Literal, Union
 import tyro
 from rich.console import Console
 
-from ..data.datasets import load_dataset
-from ..data.expressions import Dataset
-from ..data.lookalike import LookalikeConfig, make_lookalike
+from ..data.databases.datasets import load_dataset
+from ..data.databases.expressions import Dataset
+from ..data.databases.lookalike import LookalikeConfig, make_lookalike
 
 DatasetName = Literal["casme2", "samm", "smic", "casme3", "megc2019"]
 

@@ -1,9 +1,9 @@
 """Frames in: clips from folders, videos or synthesis, and the pairs that pre-training draws from them."""
 
-from .frames import Clip, FrameError, Problem, find_clips, read_image
-from .pairs import FramePairs
-from .shards import ShardPairs, are_shards, find_shards
-from .synthetic import SyntheticClip, synthetic_clips
+from .clips.frames import Clip, FrameError, Problem, find_clips, read_image
+from .clips.pairs import FramePairs
+from .clips.synthetic import SyntheticClip, synthetic_clips
+from .shards.read import ShardPairs, are_shards, find_shards
 
 __all__ = [
     "Clip",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..data.expressions import Expression
+from ..data.databases.expressions import Expression
 from .predictions import Prediction
 from .protocols import Fold
 

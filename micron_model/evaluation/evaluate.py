@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from ..data.expressions import Expression
+from ..data.databases.expressions import Expression
 from ..models.micron_bert import MicronBERT
 from ..recognizer import Recognizer
 from ..training.finetune import FinetuneConfig, features_of, fit, logits_of

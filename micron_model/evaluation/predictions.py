@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..data.expressions import canonical_subject
+from ..data.databases.expressions import canonical_subject
 from ..whole_file import write_whole
 
 LEAKY = "LEAKY: best epoch on the test subjects"

@@ -7,7 +7,7 @@ from dataclasses import InitVar, dataclass
 
 import numpy as np
 
-from ..data.expressions import Census, Expression, canonical_subject
+from ..data.databases.expressions import Census, Expression, canonical_subject
 
 _CANDIDATES = 200
 """Inner splits that are drawn, of which the best stratified is taken."""

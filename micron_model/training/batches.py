@@ -10,11 +10,11 @@ import cv2
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ..data.frames import Clip, FrameError
-from ..data.pairs import FramePairs, collate
-from ..data.shard_plan import fingerprint as fingerprint_of_clips
-from ..data.shards import Position, ShardPairs
-from ..data.shards import fingerprint as fingerprint_of_shards
+from ..data.clips.frames import Clip, FrameError
+from ..data.clips.pairs import FramePairs, collate
+from ..data.shards.plan import fingerprint as fingerprint_of_clips
+from ..data.shards.read import Position, ShardPairs
+from ..data.shards.read import fingerprint as fingerprint_of_shards
 from .config import PretrainConfig
 from .distributed import Ranks
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from micron_kernels import topk_mask
 
-from ..data.motion import pair_motion
+from ..data.clips.motion import pair_motion
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:

@@ -24,8 +24,8 @@ from rich.progress import (
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..data.corpus import Corpus
-from ..data.frames import Clip
+from ..data.clips.frames import Clip
+from ..data.databases.corpus import Corpus
 from ..models.config import MicronBERTConfig
 from ..models.micron_bert import MicronBERT
 from ..signals import NotedSignals

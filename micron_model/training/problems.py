@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from rich.console import Console
 
-from ..data.frames import Problem
+from ..data.clips.frames import Problem
 
 SHOWN = 20
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..data.frames import Clip
+from ..data.clips.frames import Clip
 from ..models.config import MicronBERTConfig
 from ..models.micron_bert import MicronBERT
 from . import checkpoint

@@ -4,7 +4,7 @@ import shutil
 
 import openpyxl
 
-from micron_model.data.lookalike import LookalikeConfig, make_lookalike
+from micron_model.data.databases.lookalike import LookalikeConfig, make_lookalike
 
 #: Five clips of each of three subjects, of frames too small to show a face.
 TINY = {"subjects": 3, "side": 8}

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from micron_model.data.expressions import Expression
+from micron_model.data.databases.expressions import Expression
 from micron_model.evaluation.predictions import Prediction, Predictions
 from micron_model.evaluation.protocols import loso
 

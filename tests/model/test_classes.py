@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from micron_model.data import casme2, casme3, megc2019, samm, smic
-from micron_model.data.classes import SCHEMES, label
-from micron_model.data.expressions import Expression
+from micron_model.data.databases import casme2, casme3, megc2019, samm, smic
+from micron_model.data.databases.classes import SCHEMES, label
+from micron_model.data.databases.expressions import Expression
 
 OFFICIAL = {
     "casme2": casme2.OFFICIAL,

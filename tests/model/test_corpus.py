@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from micron_model.data import find_shards
-from micron_model.data.corpus import Corpus
-from micron_model.data.expressions import Expression
+from micron_model.data.databases.corpus import Corpus
+from micron_model.data.databases.expressions import Expression
 
 
 def expression(dataset, subject, folder):

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 
 from micron_model.data import FrameError, FramePairs, Problem, find_clips, read_image, synthetic_clips
-from micron_model.data.frames import VideoClip
-from micron_model.data.pairs import collate
-from micron_model.data.synthetic import CLASSES, PLACES
+from micron_model.data.clips.frames import VideoClip
+from micron_model.data.clips.pairs import collate
+from micron_model.data.clips.synthetic import CLASSES, PLACES
 from writers import write_images, write_video
 
 

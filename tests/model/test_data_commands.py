@@ -4,8 +4,8 @@ import pytest
 
 from lookalikes import tiny_lookalike
 from micron_model.cli import main
-from micron_model.data import smic
-from micron_model.data.datasets import DATASETS
+from micron_model.data.databases import smic
+from micron_model.data.databases.datasets import DATASETS
 
 
 @pytest.mark.parametrize("dataset", DATASETS)

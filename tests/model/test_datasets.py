@@ -6,10 +6,10 @@ import cv2
 import pytest
 
 from lookalikes import change_sheet, copy, only, tiny_lookalike
-from micron_model.data import casme2, casme3, samm, smic
-from micron_model.data.datasets import DATASETS, load_dataset
-from micron_model.data.listed import Unusable
-from micron_model.data.sheets import read_tables
+from micron_model.data.databases import casme2, casme3, samm, smic
+from micron_model.data.databases.datasets import DATASETS, load_dataset
+from micron_model.data.databases.listed import Unusable
+from micron_model.data.databases.sheets import read_tables
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from micron_model.data.motion import pair_motion
+from micron_model.data.clips.motion import pair_motion
 from micron_model.training import pretrain
 from micron_model.training.config import motion_limits_at
 from micron_model.training.device_input import choose_pairs

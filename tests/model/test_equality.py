@@ -14,7 +14,7 @@ from micron_kernels.info import OPERATORS
 from micron_kernels.testing import assert_within_rounding
 from micron_model import MicronBERT, preset
 from micron_model.data import FramePairs, synthetic_clips
-from micron_model.data.pairs import collate
+from micron_model.data.clips.pairs import collate
 
 STEPS, BATCH, SEEDS = 200, 2, (0, 1)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from micron_model.data.listed import Unusable, read_interval
+from micron_model.data.databases.listed import Unusable, read_interval
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from lookalikes import tiny_lookalike
-from micron_model.data import SyntheticClip, casme2, samm, synthetic_clips
-from micron_model.data.lookalike import LookalikeConfig
-from micron_model.data.synthetic import CLASSES, FURTHER, PLACES
+from micron_model.data import SyntheticClip, synthetic_clips
+from micron_model.data.clips.synthetic import CLASSES, FURTHER, PLACES
+from micron_model.data.databases import casme2, samm
+from micron_model.data.databases.lookalike import LookalikeConfig
 
 
 def test_the_clips_of_the_demo_are_what_they_were():

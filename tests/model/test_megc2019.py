@@ -5,8 +5,8 @@ import csv
 import pytest
 
 from lookalikes import copy, tiny_lookalike
-from micron_model.data import megc2019, smic
-from micron_model.data.expressions import Census, Official
+from micron_model.data.databases import megc2019, smic
+from micron_model.data.databases.expressions import Census, Official
 
 CSV = "combined_3class_gt.csv"
 

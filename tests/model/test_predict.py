@@ -9,7 +9,7 @@ import torch
 from micron_model import MicronBERT, preset
 from micron_model.cli import main
 from micron_model.data import FrameError, synthetic_clips
-from micron_model.data.lookalike import LookalikeConfig, make_lookalike
+from micron_model.data.databases.lookalike import LookalikeConfig, make_lookalike
 from micron_model.predict import SpotConfig, difference_curve, predict, spot
 from micron_model.recognizer import Recognizer
 from writers import read_png, write_images, write_video

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from made_up import CLASSES, composite, expression
-from micron_model.data.expressions import Census, Official
+from micron_model.data.databases.expressions import Census, Official
 from micron_model.evaluation.baselines import majority_class, shuffled_labels
 from micron_model.evaluation.metrics import score
 from micron_model.evaluation.predictions import Predictions

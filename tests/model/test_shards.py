@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader
 
 from micron_model.addresses import Address
 from micron_model.data import FrameError, Problem, ShardPairs, are_shards, find_shards
-from micron_model.data.frames import decode_image
-from micron_model.data.shards import fingerprint, read_shard
+from micron_model.data.clips.frames import decode_image
+from micron_model.data.shards.read import fingerprint, read_shard
 from writers import grey, write_images, write_small_shards
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
@@ -134,7 +134,7 @@ def test_going_on_decodes_nothing_that_was_before(shards, monkeypatch):
         decoded.append(data)
         return decode_image(data, size)
 
-    monkeypatch.setattr("micron_model.data.shards.decode_image", counted)
+    monkeypatch.setattr("micron_model.data.shards.read.decode_image", counted)
     pairs = ShardPairs(shards, 24, start={0: samples[-1]["position"]})
     take(pairs, 1)
     assert len(decoded) == 2

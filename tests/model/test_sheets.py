@@ -3,7 +3,7 @@
 import openpyxl
 import pytest
 
-from micron_model.data.sheets import find_sheet, read_sheet
+from micron_model.data.databases.sheets import find_sheet, read_sheet
 
 COLUMNS = ("Subject", "Filename", "Onset Frame")
 

@@ -17,11 +17,11 @@ import webdataset
 
 from micron_model.cli import main
 from micron_model.data import Problem, find_shards, synthetic_clips
-from micron_model.data import write_shards as writing
-from micron_model.data.frames import decode_image
-from micron_model.data.shard_plan import ShardConfig, cut_clip
-from micron_model.data.shards import read_shard
-from micron_model.data.write_shards import ShardError, ShardingStopped
+from micron_model.data.clips.frames import decode_image
+from micron_model.data.shards import write as writing
+from micron_model.data.shards.plan import ShardConfig, cut_clip
+from micron_model.data.shards.read import read_shard
+from micron_model.data.shards.write import ShardError, ShardingStopped
 from writers import grey, write_images, write_small_shards, write_video
 
 

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 from rich.console import Console
 
-from micron_model.data.write_shards import ShardConfig, write_shards
+from micron_model.data.shards.write import ShardConfig, write_shards
 
 
 def write_images(folder, frames):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from .frames import IMAGE_SUFFIXES, frame_number
+from ..clips.frames import IMAGE_SUFFIXES, frame_number
 
 _DEPTH = 4
 

@@ -28,10 +28,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from webdataset import TarWriter
 
-from ..signals import NotedSignals
-from ..whole_file import whole_file
-from .frames import Problem, find_clips
-from .shard_plan import Run, ShardConfig, check_plan, fingerprint, plan_shards
+from ...signals import NotedSignals
+from ...whole_file import whole_file
+from ..clips.frames import Problem, find_clips
+from .plan import Run, ShardConfig, check_plan, fingerprint, plan_shards
 
 
 class ShardError(RuntimeError):

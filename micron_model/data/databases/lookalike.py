@@ -13,13 +13,13 @@ import cv2
 import numpy as np
 import openpyxl
 
+from ..clips.synthetic import SyntheticClip
 from . import casme2, casme3, samm, smic
 from .classes import SCHEMES
 from .expressions import Official
 from .folders import Layout
 from .frames import write_image
 from .megc2019 import LABELS, PARTS
-from .synthetic import SyntheticClip
 
 #: Emotions whose movement has another name.
 _MOVES_LIKE = {

@@ -23,8 +23,8 @@ import skimage.feature
 import torch
 from torch import Tensor
 
-from ..whole_file import whole_file
-from .expressions import Expression
+from ...whole_file import whole_file
+from ..databases.expressions import Expression
 from .frames import FrameError, Problem, read_whole_image
 from .motion import pair_motion
 

@@ -21,8 +21,8 @@ from webdataset.gopen import Pipe, set_options
 from webdataset.tariterators import group_by_keys
 
 from ..addresses import Address, expand, open_address
-from .frames import FrameError, Problem, decode_image
-from .pairs import check_delta, draw_delta
+from ..clips.frames import FrameError, Problem, decode_image
+from ..clips.pairs import check_delta, draw_delta
 
 #: (epoch, number of the shard in that epoch's order, number of the next pair in that shard)
 Position = tuple[int, int, int]

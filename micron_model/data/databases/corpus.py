@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..addresses import Address
+from ..clips.frames import Clip
 from .expressions import Expression, canonical_subject
-from .frames import Clip
 
 FILE = "corpus.json"
 #: How the names of the datasets' folders are written.

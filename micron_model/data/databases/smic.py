@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from ..clips.frames import Problem
 from .expressions import Dataset, Expression, Official
 from .folders import Layout, find_frames, find_tree, subfolders
-from .frames import Problem
 from .listed import Unusable, collect, whole_number
 from .sheets import Row, read_sheet
 

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from .frames import Clip, ImageFolderClip, VideoClip
+from ..clips.frames import Clip, ImageFolderClip, VideoClip
 
 #: δ reaches 11 frames at 30 a second: a shorter run could not hold both frames of the widest pair.
 _SHORTEST_RUN = 12 / 30

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from .frames import Problem
+from ..clips.frames import Problem
 
 
 def canonical_subject(dataset: str, text: object) -> str:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol, TypeVar
 
+from ..clips.frames import Problem
 from .expressions import Census, Dataset, Expression, Official, canonical_subject
-from .frames import Problem
 from .sheets import Row
 
 

@@ -1,0 +1,1 @@
+"""Runs of frames in tar files: what goes into which, writing them, reading them."""
