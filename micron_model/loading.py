@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from .models.micron_bert import MicronBERT
 from .models.official.micron_bert import load_official
-from .recognizer import Recognizer
+from .recognizers.micron_bert import Recognizer
 
 _Model = TypeVar("_Model", MicronBERT, Recognizer)
 

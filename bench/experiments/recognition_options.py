@@ -22,11 +22,11 @@ from micron_model.data.clips.faces import FaceConfig, prepare
 from micron_model.data.databases.classes import SCHEMES, label
 from micron_model.data.databases.datasets import load_dataset
 from micron_model.data.databases.lookalike import LookalikeConfig, make_lookalike
-from micron_model.evaluation.evaluate import EvaluateConfig, Task, evaluate
+from micron_model.evaluation.evaluator import EvaluateConfig, Task, evaluate
 from micron_model.evaluation.metrics import score
 from micron_model.evaluation.protocols import loso
+from micron_model.recognizers.fitting import FinetuneConfig
 from micron_model.training import PretrainConfig, pretrain
-from micron_model.training.finetune import FinetuneConfig
 
 SEEDS = 3
 SCHEME = "casme2-5"

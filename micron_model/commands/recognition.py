@@ -18,7 +18,7 @@ from ..data.clips.faces import FaceConfig, prepare
 from ..data.databases.classes import SCHEMES, label
 from ..data.databases.corpus import Corpus
 from ..data.databases.expressions import Expression
-from ..evaluation.evaluate import EvaluateConfig, Task, evaluate, progress_bar
+from ..evaluation.evaluator import EvaluateConfig, Task, evaluate, progress_bar
 from ..evaluation.metrics import score
 from ..evaluation.outputs import write_outputs
 from ..evaluation.protocols import cde, check_census, hde, loso
@@ -26,9 +26,9 @@ from ..evaluation.published import PUBLISHED
 from ..loading import load_model, load_recognizer
 from ..models.config import preset
 from ..models.micron_bert import MicronBERT
-from ..predict import NOT_A_VERDICT, SpotConfig, figure_of_candidates, figure_of_curve, predict
-from ..recognizer import Recognizer
-from ..training.finetune import FinetuneConfig, features_of, fit
+from ..prediction import NOT_A_VERDICT, SpotConfig, figure_of_candidates, figure_of_curve, predict
+from ..recognizers.fitting import FinetuneConfig, features_of, fit
+from ..recognizers.micron_bert import Recognizer
 from ..training.problems import report_problems
 from ..training.run import device_type
 from .data import DatasetName, Source

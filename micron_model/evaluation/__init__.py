@@ -3,7 +3,7 @@
 from .metrics import Score, score
 from .predictions import LEAKY, Prediction, Predictions, read_predictions, write_predictions
 from .protocols import Fold, cde, check_census, check_fold, hde, inner_split, loso
-from .swap_auroc import auroc, swap_auroc
+from .swaps import auroc, swap_auroc
 
 __all__ = [
     "LEAKY",

@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import html_page
 from ..models.micron_bert import MicronBERT
 from ..visualize import change_maps, figure_of_pairs
-from .evaluate import EvaluateConfig, Evaluation, Task, features_in
+from .evaluator import EvaluateConfig, Evaluation, Task, features_in
 from .megc_log import write_megc_log
 from .predictions import LEAKY, Predictions
 from .published import Published

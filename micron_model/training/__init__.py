@@ -3,6 +3,6 @@
 from .checkpoint import CheckpointError
 from .config import PretrainConfig
 from .distributed import RankLostError
-from .pretrain import NonFiniteLossError, Stopped, pretrain
+from .pretraining import NonFiniteLossError, Stopped, pretrain
 
 __all__ = ["CheckpointError", "NonFiniteLossError", "PretrainConfig", "RankLostError", "Stopped", "pretrain"]

@@ -13,12 +13,12 @@ from micron_model.data.databases.classes import label
 from micron_model.data.databases.corpus import Corpus
 from micron_model.data.databases.datasets import load_dataset
 from micron_model.data.databases.lookalike import LookalikeConfig, make_lookalike
-from micron_model.evaluation import evaluate as module
-from micron_model.evaluation.evaluate import EvaluateConfig, Task, evaluate
+from micron_model.evaluation import evaluator as module
+from micron_model.evaluation.evaluator import EvaluateConfig, Task, evaluate
 from micron_model.evaluation.metrics import confusion_matrix, score, uf1
 from micron_model.evaluation.predictions import LEAKY, read_predictions
 from micron_model.evaluation.protocols import loso
-from micron_model.training.finetune import FinetuneConfig
+from micron_model.recognizers.fitting import FinetuneConfig
 
 QUIET = Console(quiet=True)
 FROZEN = FinetuneConfig(freeze="encoder", epochs=15)

@@ -10,8 +10,8 @@ from micron_model import MicronBERT, preset
 from micron_model.cli import main
 from micron_model.data import FrameError, synthetic_clips
 from micron_model.data.databases.lookalike import LookalikeConfig, make_lookalike
-from micron_model.predict import SpotConfig, difference_curve, predict, spot
-from micron_model.recognizer import Recognizer
+from micron_model.prediction import SpotConfig, difference_curve, predict, spot
+from micron_model.recognizers.micron_bert import Recognizer
 from writers import read_png, write_images, write_video
 
 FPS = 60.0

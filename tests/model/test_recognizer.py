@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from micron_model import preset
-from micron_model.recognizer import Recognizer, RecognizerConfig
-from micron_model.training.finetune import (
+from micron_model.recognizers.fitting import (
     FinetuneConfig,
     augment,
     class_weights,
@@ -16,6 +15,7 @@ from micron_model.training.finetune import (
     logits_of,
     parameter_groups,
 )
+from micron_model.recognizers.micron_bert import Recognizer, RecognizerConfig
 
 CLASSES = ("happiness", "surprise", "disgust")
 

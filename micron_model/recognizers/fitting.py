@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..recognizer import Recognizer
-from .config import warm_cosine
-from .device_input import autocast
+from ..training.config import warm_cosine
+from ..training.device_input import autocast
+from .micron_bert import Recognizer
 
 
 @dataclass

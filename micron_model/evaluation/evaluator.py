@@ -23,8 +23,8 @@ from torch import Tensor
 
 from ..data.databases.expressions import Expression
 from ..models.micron_bert import MicronBERT
-from ..recognizer import Recognizer
-from ..training.finetune import FinetuneConfig, features_of, fit, logits_of
+from ..recognizers.fitting import FinetuneConfig, features_of, fit, logits_of
+from ..recognizers.micron_bert import Recognizer
 from ..whole_file import whole_file, write_whole
 from .baselines import majority_class, shuffled_labels
 from .metrics import confusion_matrix, uf1

@@ -16,9 +16,9 @@ from torch import Tensor
 from .data.clips.faces import Box, cut, find_face
 from .data.clips.frames import FrameError, ImageFolderClip, VideoClip, find_clips, read_whole_image
 from .data.clips.motion import pair_motion
-from .data.videos import open_video
-from .recognizer import Recognizer
-from .training.finetune import logits_of
+from .data.clips.videos import open_video
+from .recognizers.fitting import logits_of
+from .recognizers.micron_bert import Recognizer
 from .visualize import LINE_COLOURS, change_maps, figure_of_pairs
 
 #: Side in pixels at which candidates are looked for.

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from .models.config import MicronBERTConfig
-from .models.micron_bert import MicronBERT
-from .models.onednn import Linear
+from ..models.config import MicronBERTConfig
+from ..models.micron_bert import MicronBERT
+from ..models.onednn import Linear
 
 
 @dataclass

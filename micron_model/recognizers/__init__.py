@@ -1,0 +1,1 @@
+"""Recognizers of micro-expressions, a module each."""
