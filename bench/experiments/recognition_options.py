@@ -18,10 +18,10 @@ from rich.console import Console
 
 from micron_model import MicronBERT, preset
 from micron_model.data import synthetic_clips
-from micron_model.data.clips.faces import FaceConfig, prepare
 from micron_model.data.databases.classes import SCHEMES, label
 from micron_model.data.databases.datasets import load_dataset
 from micron_model.data.databases.lookalike import LookalikeConfig, make_lookalike
+from micron_model.data.databases.prepared import FaceConfig, prepare
 from micron_model.evaluation.evaluator import EvaluateConfig, Task, evaluate
 from micron_model.evaluation.metrics import score
 from micron_model.evaluation.protocols import loso

@@ -14,10 +14,10 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from ..data.clips.faces import FaceConfig, prepare
 from ..data.databases.classes import SCHEMES, label
 from ..data.databases.corpus import Corpus
 from ..data.databases.expressions import Expression
+from ..data.databases.prepared import FaceConfig, prepare
 from ..evaluation.evaluator import EvaluateConfig, Task, evaluate, progress_bar
 from ..evaluation.metrics import score
 from ..evaluation.outputs import write_outputs

@@ -8,11 +8,11 @@ from rich.console import Console
 
 from micron_model import MicronBERT, preset
 from micron_model.cli import main
-from micron_model.data.clips.faces import FaceConfig, prepare
 from micron_model.data.databases.classes import label
 from micron_model.data.databases.corpus import Corpus
 from micron_model.data.databases.datasets import load_dataset
 from micron_model.data.databases.lookalike import LookalikeConfig, make_lookalike
+from micron_model.data.databases.prepared import FaceConfig, prepare
 from micron_model.evaluation import evaluator as module
 from micron_model.evaluation.evaluator import EvaluateConfig, Task, evaluate
 from micron_model.evaluation.metrics import confusion_matrix, score, uf1

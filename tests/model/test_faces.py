@@ -9,8 +9,9 @@ import skimage.data
 import torch
 
 from micron_model.data import synthetic_clips
-from micron_model.data.clips.faces import Box, FaceConfig, cut, find_face, prepare, read_boxes, spot_apex
+from micron_model.data.clips.faces import Box, cut, find_face, spot_apex
 from micron_model.data.databases.expressions import Expression
+from micron_model.data.databases.prepared import FaceConfig, prepare, read_boxes
 
 WHOLE = FaceConfig(detect=False)
 
@@ -142,7 +143,7 @@ def test_the_apex_is_spotted_where_the_difference_is_widest(tmp_path):
 
 def test_the_cache_gives_the_same_and_is_read(tmp_path, expression, monkeypatch):
     first = prepare([expression], 64, WHOLE, tmp_path / "cache").pairs
-    monkeypatch.setattr("micron_model.data.clips.faces._cut_pair", None)
+    monkeypatch.setattr("micron_model.data.databases.prepared._cut_pair", None)
     assert torch.equal(prepare([expression], 64, WHOLE, tmp_path / "cache").pairs, first)
 
 

@@ -1,19 +1,8 @@
-"""From a clip of a database to its onset and apex: the face found in the onset frame, cut alike from every frame."""
+"""The face in a frame: found, cut, and the frame in which it differs most from the first."""
 
 from __future__ import annotations
 
-import csv
 import functools
-import hashlib
-import json
-import math
-import os
-import re
-import zipfile
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import NamedTuple
 
 import cv2
@@ -23,34 +12,10 @@ import skimage.feature
 import torch
 from torch import Tensor
 
-from ...whole_file import whole_file
-from ..databases.expressions import Expression
-from .frames import FrameError, Problem, read_whole_image
 from .motion import pair_motion
 
 #: Height in pixels to which a frame is shrunk before the face is looked for.
 _SEARCHED = 320
-#: Of what is kept; another number makes earlier caches unread.
-_FORMAT = 1
-
-
-@dataclass(frozen=True)
-class FaceConfig:
-    """How faces are cut from the frames."""
-
-    margin: float = 0.1
-    """Added on each side of the box of the face, as a share of its side."""
-    detect: bool = True
-    """Look for the face in the onset frame; otherwise the frame is the face, as in the databases' cropped layouts."""
-    boxes: Path | None = None
-    """A csv with better faces: the columns clip, x, y, width, height, or clip, x1, y1, x2, y2, … of landmarks, in
-    pixels of the onset frame. Clips that are not in it are looked for."""
-    spot_apex: bool = False
-    """Where the database has no apex, take the frame that differs most from the onset, not the midpoint."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.margin < 1:
-            raise ValueError(f"margin={self.margin}; it is a share of the face's side, in [0, 1)")
 
 
 class Box(NamedTuple):
@@ -99,42 +64,6 @@ def cut(image: np.ndarray, box: Box, margin: float, size: int) -> np.ndarray:
     return np.ascontiguousarray(face.transpose(2, 0, 1))
 
 
-def read_boxes(path: Path) -> dict[str, Box]:
-    """The squares about the boxes or landmarks of a csv, by clip.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: columns are missing, or a row is not of numbers.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        columns, rows = list(reader.fieldnames or ()), list(reader)
-    points = [name[1:] for name in columns if re.fullmatch(r"x\d+", name) and f"y{name[1:]}" in columns]
-    if "clip" not in columns or not ({"x", "y", "width", "height"} <= set(columns) or len(points) >= 2):
-        raise ValueError(
-            f"{path}: has the columns {', '.join(columns)}; it must have clip, x, y, width, height, or clip and "
-            "x1, y1, x2, y2, … of landmarks"
-        )
-    return {row["clip"]: _square_about(row, points, path) for row in rows}
-
-
-def _square_about(row: Mapping[str, str], points: Sequence[str], path: Path) -> Box:
-    try:
-        if points:
-            xs, ys = ([float(row[f"{axis}{point}"]) for point in points] for axis in "xy")
-            x, y, width, height = min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)
-        else:
-            x, y, width, height = (float(row[name]) for name in ("x", "y", "width", "height"))
-    except (TypeError, ValueError):
-        x = y = width = height = math.nan
-    if not (math.isfinite(x + y + width + height) and width > 0 and height > 0):
-        raise ValueError(f"{path}: clip {row['clip']!r} has no box of positive width and height")
-    side = max(width, height)
-    return Box(x + (width - side) / 2, y + (height - side) / 2, side)
-
-
 def spot_apex(frames: Tensor, patch_size: int = 8) -> int:
     """The frame of a clip (T, 3, S, S), uint8, that differs most from its first, by the curve of the differences.
 
@@ -148,137 +77,3 @@ def spot_apex(frames: Tensor, patch_size: int = 8) -> int:
 def motion_curve(frames: Tensor, patch_size: int = 8) -> Tensor:
     """Motion (T,) of each frame of a clip (T, 3, S, S), uint8, against its first, in grey levels of 255."""
     return pair_motion(frames[:1].expand_as(frames), frames, patch_size)
-
-
-class Pair(NamedTuple):
-    """What is kept of an expression."""
-
-    frames: np.ndarray
-    """Onset and apex, uint8 (2, 3, size, size), RGB."""
-    apex: int
-    """Number of the apex frame."""
-    found: bool
-    """Whether the face was found, or given; otherwise the central square was taken."""
-
-
-def _is_spotted(expression: Expression, config: FaceConfig) -> bool:
-    return config.spot_apex and expression.apex_from == "midpoint"
-
-
-def _cut_pair(expression: Expression, size: int, config: FaceConfig, boxes: Mapping[str, Box]) -> Pair:
-    onset = read_whole_image(expression.path(expression.onset))
-    box = boxes.get(expression.name) or (find_face(onset) if config.detect else None)
-    found = box is not None or not config.detect
-    margin = config.margin if box is not None else 0.0
-    if box is None:
-        height, width = onset.shape[:2]
-        side = min(height, width)
-        box = Box((width - side) / 2, (height - side) / 2, side)
-
-    def read(number: int) -> np.ndarray:
-        return cut(read_whole_image(expression.path(number)), box, margin, size)
-
-    apex = expression.apex
-    if _is_spotted(expression, config):
-        numbers = [n for n, _ in expression.frames if expression.onset <= n <= expression.offset]
-        apex = numbers[spot_apex(torch.from_numpy(np.stack([read(n) for n in numbers])))]
-    return Pair(np.stack([cut(onset, box, margin, size), read(apex)]), apex, found)
-
-
-def _key(expression: Expression, size: int, config: FaceConfig, box: Box | None) -> str:
-    """Names what decides the pair: settings, the numbers of the frames, and the files with size and time."""
-    files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for _, path in expression.frames]
-    settings = asdict(config) | {"boxes": box}
-    numbers = (expression.onset, expression.apex, expression.offset, expression.apex_from)
-    described = json.dumps([_FORMAT, size, settings, expression.dataset, expression.name, numbers, files])
-    return hashlib.sha256(described.encode(errors="surrogateescape")).hexdigest()[:32]
-
-
-def _load(path: Path, size: int) -> Pair | None:
-    try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
-            pair = Pair(stored["frames"], int(stored["apex"]), bool(stored["found"]))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None
-    return pair if pair.frames.shape == (2, 3, size, size) else None
-
-
-def _store(path: Path, pair: Pair) -> None:
-    with whole_file(path) as file:
-        np.savez(file, frames=pair.frames, apex=pair.apex, found=pair.found)
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Expressions and the faces of their onset and apex."""
-
-    expressions: list[Expression]
-    pairs: Tensor
-    """(n, 2, 3, S, S) uint8: onset and apex of each."""
-    problems: list[Problem]
-    """Expressions that are left out because a frame could not be read, and those whose face was not found."""
-
-
-def prepare(
-    expressions: Sequence[Expression],
-    size: int,
-    config: FaceConfig,
-    cache: Path | None = None,
-    *,
-    advance: Callable[[], object] = lambda: None,
-) -> Prepared:
-    """Cut onset and apex of each expression, in threads; what was cut before is read from ``cache``.
-
-    Args:
-        expressions: what a loader gave.
-        size: side of the cuts in pixels.
-        config: how.
-        cache: a folder; a file an expression, named by all that decides it.
-        advance: called after each expression.
-
-    Raises:
-        ValueError: not one could be prepared, or ``config.boxes`` is no table of boxes.
-    """
-    boxes = read_boxes(config.boxes) if config.boxes else {}
-    if cache is not None:
-        cache.mkdir(parents=True, exist_ok=True)
-
-    def prepare_one(expression: Expression) -> Pair | Problem:
-        try:
-            path = (
-                cache / f"{_key(expression, size, config, boxes.get(expression.name))}.npz" if cache else None
-            )
-            pair = _load(path, size) if path else None
-            if pair is None:
-                pair = _cut_pair(expression, size, config, boxes)
-                if path:
-                    _store(path, pair)
-        except (FrameError, OSError) as error:
-            return Problem(f"{expression.dataset} {expression.name}", f"left out: {error}")
-        finally:
-            advance()
-        return pair
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = list(pool.map(prepare_one, expressions))
-    return _collect(expressions, results, config)
-
-
-def _collect(
-    expressions: Sequence[Expression], results: Sequence[Pair | Problem], config: FaceConfig
-) -> Prepared:
-    kept, pairs, problems = [], [], []
-    for expression, result in zip(expressions, results, strict=True):
-        if isinstance(result, Problem):
-            problems.append(result)
-            continue
-        if not result.found:
-            path = str(expression.path(expression.onset))
-            problems.append(Problem(path, "no face was found: the central square was taken"))
-        spotted = _is_spotted(expression, config)
-        kept.append(replace(expression, apex=result.apex, apex_from="spotting") if spotted else expression)
-        pairs.append(torch.from_numpy(result.frames))
-    if not kept:
-        listed = "; ".join(f"{p.path} {p.reason}" for p in problems[:3])
-        raise ValueError(f"none of {len(expressions)} expressions could be prepared: {listed}")
-    return Prepared(kept, torch.stack(pairs), problems)
