@@ -12,8 +12,8 @@ import pytest
 from micron_model.addresses import Address, expand, open_address
 from micron_model.cli import main
 from micron_model.data import ShardPairs, are_shards, find_shards
-from micron_model.data.corpus import Corpus
-from micron_model.data.shards import read_shard
+from micron_model.data.databases.corpus import Corpus
+from micron_model.data.shards.read import read_shard
 
 #: Names that something asked for a shard could take for more than a name.
 ODD_NAMES = [

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..addresses import Address
+from ...addresses import Address
 from ..clips.frames import Clip
 from .expressions import Expression, canonical_subject
 

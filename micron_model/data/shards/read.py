@@ -20,7 +20,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from webdataset.gopen import Pipe, set_options
 from webdataset.tariterators import group_by_keys
 
-from ..addresses import Address, expand, open_address
+from ...addresses import Address, expand, open_address
 from ..clips.frames import FrameError, Problem, decode_image
 from ..clips.pairs import check_delta, draw_delta
 
