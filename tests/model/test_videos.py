@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from micron_model.data import FramePairs, find_clips
-from micron_model.data.frames import FrameError, VideoClip
-from micron_model.data.videos import open_video
-from micron_model.predict import _whole_frames
+from micron_model.data.clips.frames import FrameError, VideoClip
+from micron_model.data.clips.videos import open_video
+from micron_model.prediction import _whole_frames
 from writers import grey, write_small_shards, write_video
 
 #: Names that something asked for a video could take for more than a name.

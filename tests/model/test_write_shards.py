@@ -108,8 +108,8 @@ def test_bad_settings_are_named(setting, message):
 
 IN_WORKERS = """
 import json, pathlib, sys
-from micron_model.data.shard_plan import ShardConfig
-from micron_model.data.write_shards import write_shards
+from micron_model.data.shards.plan import ShardConfig
+from micron_model.data.shards.write import write_shards
 write_shards([sys.argv[1]], pathlib.Path(sys.argv[2]), ShardConfig(**json.loads(sys.argv[3])), workers=2)
 """
 

@@ -13,12 +13,12 @@ import cv2
 import numpy as np
 import openpyxl
 
+from ..clips.frames import write_image
 from ..clips.synthetic import SyntheticClip
 from . import casme2, casme3, samm, smic
 from .classes import SCHEMES
 from .expressions import Official
 from .folders import Layout
-from .frames import write_image
 from .megc2019 import LABELS, PARTS
 
 #: Emotions whose movement has another name.
