@@ -15,6 +15,10 @@ using namespace micron::cuda;
 
 constexpr int MOMENTS = 4;  // frames that are under way at a time
 
+// Terms that a thread adds up in a row, before their sum is added to the others': the error of a float sum grows with
+// them, and a patch may have thousands of rows.
+constexpr int SUMMED_ROWS = 128;
+
 // How the work of a forward pass is split: blocks are batch × strips × groups × parts.
 struct Split {
   int strips, groups, parts;
@@ -28,12 +32,14 @@ __device__ T* row_of(const Images& x, int64_t b, int64_t t, int plane, int y) {
          plane * x.stride_plane + y * x.stride_row;
 }
 
-// Adds the differences of the vectors at `column` to `total`, over every blockDim.y-th row of the strip, all planes.
+// Adds the differences of the vectors at `column` to `total`, over every blockDim.y-th of the rows [first_row, rows)
+// of the strip, those of all planes in turn.
 template <bool SQUARED, class T, int V, int TIME>
-__device__ void add_rows(const Problem& p, int64_t b, int64_t t0, int strip, int column, float (&total)[TIME][V]) {
+__device__ void add_rows(const Problem& p, int64_t b, int64_t t0, int strip, int column, int first_row, int rows,
+                         float (&total)[TIME][V]) {
   constexpr int ROWS = TIME == 1 ? 4 : 1;  // so that enough loads are under way
-  const int height = static_cast<int>(p.patch_height), rows = static_cast<int>(p.planes) * height;
-  for (int first = threadIdx.y; first < rows; first += ROWS * blockDim.y) {
+  const int height = static_cast<int>(p.patch_height);
+  for (int first = first_row + static_cast<int>(threadIdx.y); first < rows; first += ROWS * blockDim.y) {
     Vector<T, V> r[ROWS], x[ROWS][TIME];
     float factor[ROWS];
 #pragma unroll
@@ -82,58 +88,64 @@ __global__ void __launch_bounds__(BLOCK_THREADS, 2) forward_kernel(const Forward
   const int64_t b = block / s.strips;
   const int end = static_cast<int>(min(begin + s.group_columns, p.columns));
 
+  const int rows = static_cast<int>(p.planes * p.patch_height);
+  const int pass_rows = SUMMED_ROWS * static_cast<int>(blockDim.y);
   for (int64_t chunk = begin; chunk < end; chunk += blockDim.x * V) {
-    const int64_t column = chunk + threadIdx.x * V;
-    if (column < end) {
-      float total[TIME][V] = {};
-      add_rows<SQUARED, T, V, TIME>(p, b, t0, strip, static_cast<int>(column), total);
-      if (p.channels > 1) {
-        int channel = static_cast<int>(column) % static_cast<int>(p.channels);
+    for (int first_row = 0; first_row < rows; first_row += pass_rows) {
+      const int64_t column = chunk + threadIdx.x * V;
+      if (column < end) {
+        float total[TIME][V] = {};
+        const int last_row = min(first_row + pass_rows, rows);
+        add_rows<SQUARED, T, V, TIME>(p, b, t0, strip, static_cast<int>(column), first_row, last_row, total);
+        if (p.channels > 1) {
+          int channel = static_cast<int>(column) % static_cast<int>(p.channels);
 #pragma unroll
-        for (int e = 0; e < V; ++e) {
-          const float factor = p.factors[channel];
-          channel = channel + 1 == p.channels ? 0 : channel + 1;
+          for (int e = 0; e < V; ++e) {
+            const float factor = p.factors[channel];
+            channel = channel + 1 == p.channels ? 0 : channel + 1;
 #pragma unroll
-          for (int t = 0; t < TIME; ++t) total[t][e] *= factor;
+            for (int t = 0; t < TIME; ++t) total[t][e] *= factor;
+          }
+        }
+#pragma unroll
+        for (int t = 0; t < TIME; ++t) {
+#pragma unroll
+          for (int width = 1, bit = 0; width < V; width *= 2, ++bit) {
+            if (bit >= s.slot_bits) break;
+#pragma unroll
+            for (int e = 0; e < V; e += 2 * width) total[t][e] += total[t][e + width];
+          }
+          float* row = sums + (t * static_cast<int>(blockDim.y) + static_cast<int>(threadIdx.y)) * slots;
+#pragma unroll
+          for (int e = 0; e < V; ++e) {
+            const int element = static_cast<int>(threadIdx.x) * V + e;
+            if ((e & ((1 << s.slot_bits) - 1)) == 0) row[element >> s.slot_bits] = total[t][e];
+          }
         }
       }
-#pragma unroll
-      for (int t = 0; t < TIME; ++t) {
-#pragma unroll
-        for (int width = 1, bit = 0; width < V; width *= 2, ++bit) {
-          if (bit >= s.slot_bits) break;
-#pragma unroll
-          for (int e = 0; e < V; e += 2 * width) total[t][e] += total[t][e + width];
+      __syncthreads();
+      const int chunk_end = static_cast<int>(min(chunk + blockDim.x * V, static_cast<int64_t>(end)));
+      const int first = static_cast<int>(chunk) / patch_columns;
+      const int patches = (chunk_end - 1) / patch_columns + 1 - first;
+      for (int i = thread; i < TIME * patches; i += threads) {
+        const int t = i / patches, patch = first + i % patches;
+        if (t0 + t >= p.time) break;
+        const int from = max(patch * patch_columns, static_cast<int>(chunk));
+        const int to = static_cast<int>(min(static_cast<int64_t>(patch + 1) * patch_columns,
+                                            static_cast<int64_t>(chunk_end)));
+        float sum = 0.0f;
+        for (int y = 0; y < static_cast<int>(blockDim.y); ++y) {
+          const float* row = sums + (t * static_cast<int>(blockDim.y) + y) * slots;
+          const int first_slot = (from - static_cast<int>(chunk)) >> s.slot_bits;
+          const int last_slot = (to - static_cast<int>(chunk)) >> s.slot_bits;
+          for (int slot = first_slot; slot < last_slot; ++slot) sum += row[slot];
         }
-        float* row = sums + (t * static_cast<int>(blockDim.y) + static_cast<int>(threadIdx.y)) * slots;
-#pragma unroll
-        for (int e = 0; e < V; ++e) {
-          const int element = static_cast<int>(threadIdx.x) * V + e;
-          if ((e & ((1 << s.slot_bits) - 1)) == 0) row[element >> s.slot_bits] = total[t][e];
-        }
+        float* out = p.out + ((b * p.time + t0 + t) * s.strips + strip) * across + patch;
+        const bool begins = first_row == 0 && from == patch * patch_columns;  // a patch may go on in the next pass
+        *out = (begins ? 0.0f : *out) + sum / size;
       }
+      __syncthreads();
     }
-    __syncthreads();
-    const int chunk_end = static_cast<int>(min(chunk + blockDim.x * V, static_cast<int64_t>(end)));
-    const int first = static_cast<int>(chunk) / patch_columns;
-    const int patches = (chunk_end - 1) / patch_columns + 1 - first;
-    for (int i = thread; i < TIME * patches; i += threads) {
-      const int t = i / patches, patch = first + i % patches;
-      if (t0 + t >= p.time) break;
-      const int from = max(patch * patch_columns, static_cast<int>(chunk));
-      const int to = static_cast<int>(min(static_cast<int64_t>(patch + 1) * patch_columns,
-                                          static_cast<int64_t>(chunk_end)));
-      float sum = 0.0f;
-      for (int y = 0; y < static_cast<int>(blockDim.y); ++y) {
-        const float* row = sums + (t * static_cast<int>(blockDim.y) + y) * slots;
-        const int first_slot = (from - static_cast<int>(chunk)) >> s.slot_bits;
-        const int last_slot = (to - static_cast<int>(chunk)) >> s.slot_bits;
-        for (int slot = first_slot; slot < last_slot; ++slot) sum += row[slot];
-      }
-      float* out = p.out + ((b * p.time + t0 + t) * s.strips + strip) * across + patch;
-      *out = (from == patch * patch_columns ? 0.0f : *out) + sum / size;  // a patch may go on from chunk to chunk
-    }
-    __syncthreads();
   }
 }
 

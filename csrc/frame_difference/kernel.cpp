@@ -1,8 +1,8 @@
 // Compiled once for every instruction set. Formulas: micron_kernels/frame_difference/reference.py.
 //
 // The work is done strip by strip, a strip being one row of patches. Differences are added up column by column,
-// with full registers whatever the patch size; the columns of a patch are added at the end of a plane. The strip
-// of the reference stays in the cache while all T frames are compared with it.
+// with full registers whatever the patch size; the columns of a patch are added at the end of a plane, or of a piece
+// of it. The strip of the reference stays in the cache while all T frames are compared with it.
 #include "kernel.h"
 
 #include "../cpu/vec.h"
@@ -30,14 +30,18 @@ MICRON_INLINE void prefetch_next_strip(const Problem& p, const Images& x, int64_
   }
 }
 
-// Sums of columns over the rows of one strip of one plane: float, or exact integers for uint8.
+// What a column of a plane is added up in, over at most ROWS rows. The error of a float sum grows with the terms that
+// follow each other; 2¹⁶ squares of 255 are what 32 bits hold. All that comes after, over patches that may have
+// millions of pixels, is added up in double.
 template <class T>
 struct Column {
   using type = float;
+  static constexpr int64_t ROWS = 64;
 };
 template <>
 struct Column<uint8_t> {
   using type = uint32_t;
+  static constexpr int64_t ROWS = 1 << 16;
 };
 
 template <bool SQUARED, class T>
@@ -62,37 +66,45 @@ MICRON_INLINE void add_row(int64_t columns, const uint8_t* __restrict x, const u
 
 // Adds the columns of each patch, times their factors, to `patches`.
 template <class C>
-MICRON_INLINE void add_patches(const Problem& p, int64_t plane, const C* sums, float* patches) {
+MICRON_INLINE void add_patches(const Problem& p, int64_t plane, const C* sums, double* patches) {
   for (int64_t patch = 0; patch < p.patches_across(); ++patch, sums += p.patch_columns) {
     if (p.channels == 1) {
-      C total = 0;
+      double total = 0;
       for (int64_t i = 0; i < p.patch_columns; ++i) total += sums[i];
-      patches[patch] += static_cast<float>(total) * p.factors[plane];
+      patches[patch] += total * p.factors[plane];
     } else {
       for (int64_t channel = 0; channel < p.channels; ++channel) {
-        C total = 0;
+        double total = 0;
         for (int64_t i = channel; i < p.patch_columns; i += p.channels) total += sums[i];
-        patches[patch] += static_cast<float>(total) * p.factors[channel];
+        patches[patch] += total * p.factors[channel];
       }
     }
   }
 }
 
+// The means of a strip of patches at time t.
+MICRON_INLINE void store_means(const Forward& p, int64_t b, int64_t t, int64_t index, const double* patches) {
+  float* out = p.out + ((b * p.time + t) * p.strips() + index) * p.patches_across();
+  for (int64_t i = 0; i < p.patches_across(); ++i) out[i] = static_cast<float>(patches[i] / p.patch_size());
+}
+
 template <bool SQUARED, class T>
-void strip(const Forward& p, int64_t b, int64_t index, typename Column<T>::type* sums) {
-  const int64_t across = p.patches_across(), top = index * p.patch_height;
+void strip(const Forward& p, int64_t b, int64_t index, typename Column<T>::type* sums, double* patches) {
+  const int64_t top = index * p.patch_height, bottom = top + p.patch_height;
   for (int64_t t = 0; t < p.time; ++t) {
-    float* patches = p.out + ((b * p.time + t) * p.strips() + index) * across;
-    memset(patches, 0, static_cast<size_t>(across) * sizeof(float));
+    zero(patches, p.patches_across());
     for (int64_t plane = 0; plane < p.planes; ++plane) {
-      memset(sums, 0, static_cast<size_t>(p.columns) * sizeof(*sums));
-      for (int64_t y = top; y < top + p.patch_height; ++y) {
-        add_row<SQUARED>(p.columns, row_of<const T>(p.frames, b, t, plane, y),
-                         row_of<const T>(p.reference, b, 0, plane, y), sums);
+      for (int64_t first = top, end; first < bottom; first = end) {
+        end = first + Column<T>::ROWS < bottom ? first + Column<T>::ROWS : bottom;
+        zero(sums, p.columns);
+        for (int64_t y = first; y < end; ++y) {
+          add_row<SQUARED>(p.columns, row_of<const T>(p.frames, b, t, plane, y),
+                           row_of<const T>(p.reference, b, 0, plane, y), sums);
+        }
+        add_patches(p, plane, sums, patches);
       }
-      add_patches(p, plane, sums, patches);
     }
-    for (int64_t i = 0; i < across; ++i) patches[i] /= p.patch_size();
+    store_means(p, b, t, index, patches);
   }
 }
 
@@ -141,13 +153,12 @@ bool fits_eights(const Problem& p) {
   return p.dtype == Dtype::uint8 && !p.squared && p.channels == 1 && p.patch_columns % 8 == 0;
 }
 
-void strip_by_eights(const Forward& p, int64_t b, int64_t index, int64_t* sums) {
+void strip_by_eights(const Forward& p, int64_t b, int64_t index, int64_t* sums, double* patches) {
   const int64_t across = p.patches_across(), top = index * p.patch_height, groups = p.patch_columns / 8;
   for (int64_t t = 0; t < p.time; ++t) {
-    float* patches = p.out + ((b * p.time + t) * p.strips() + index) * across;
-    memset(patches, 0, static_cast<size_t>(across) * sizeof(float));
+    zero(patches, across);
     for (int64_t plane = 0; plane < p.planes; ++plane) {
-      memset(sums, 0, static_cast<size_t>(p.columns / 8) * sizeof(int64_t));
+      zero(sums, p.columns / 8);
       prefetch_next_strip<uint8_t>(p, p.frames, b, t, plane, index);
       if (t == 0) prefetch_next_strip<uint8_t>(p, p.reference, b, 0, plane, index);
       add_rows_by_eights(p, row_of<const uint8_t>(p.frames, b, t, plane, top),
@@ -155,10 +166,10 @@ void strip_by_eights(const Forward& p, int64_t b, int64_t index, int64_t* sums) 
       for (int64_t i = 0; i < across; ++i) {
         int64_t total = 0;
         for (int64_t group = 0; group < groups; ++group) total += sums[i * groups + group];
-        patches[i] += static_cast<float>(total) * p.factors[plane];
+        patches[i] += static_cast<double>(total) * p.factors[plane];
       }
     }
-    for (int64_t i = 0; i < across; ++i) patches[i] /= p.patch_size();
+    store_means(p, b, t, index, patches);
   }
 }
 #endif
@@ -173,16 +184,17 @@ int64_t grain(const Problem& p) {
 template <bool SQUARED, class T>
 void forward_of(const Forward& p) {
   parallel(p.batch * p.strips(), grain(p), [&](int64_t begin, int64_t end) {
-    Workspace workspace(p.columns * sizeof(uint64_t));
+    Workspace workspace(p.columns * sizeof(uint64_t) + p.patches_across() * sizeof(double) + 64);
+    double* patches = workspace.take<double>(p.patches_across());
 #if defined(__AVX2__)
     if (fits_eights(p)) {
       int64_t* sums = workspace.take<int64_t>(p.columns / 8);
-      for (int64_t i = begin; i < end; ++i) strip_by_eights(p, i / p.strips(), i % p.strips(), sums);
+      for (int64_t i = begin; i < end; ++i) strip_by_eights(p, i / p.strips(), i % p.strips(), sums, patches);
       return;
     }
 #endif
     auto* sums = workspace.take<typename Column<T>::type>(p.columns);
-    for (int64_t i = begin; i < end; ++i) strip<SQUARED, T>(p, i / p.strips(), i % p.strips(), sums);
+    for (int64_t i = begin; i < end; ++i) strip<SQUARED, T>(p, i / p.strips(), i % p.strips(), sums, patches);
   });
 }
 
@@ -190,7 +202,7 @@ void forward_of(const Forward& p) {
 void spread_gradient(const Backward& p, int64_t b, int64_t t, int64_t index, int64_t plane, float* slope) {
   const float* grad = p.grad + ((b * p.time + t) * p.strips() + index) * p.patches_across();
   for (int64_t patch = 0; patch < p.patches_across(); ++patch) {
-    const float g = grad[patch] / p.patch_size();
+    const float g = static_cast<float>(grad[patch] / p.patch_size());
     for (int64_t i = 0; i < p.patch_columns; ++i) {
       *slope++ = g * p.factors[p.channels == 1 ? plane : i % p.channels];
     }

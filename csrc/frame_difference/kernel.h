@@ -26,7 +26,7 @@ struct Problem {
 
   int64_t strips() const { return height / patch_height; }
   int64_t patches_across() const { return columns / patch_columns; }
-  float patch_size() const { return static_cast<float>(planes * patch_height * patch_columns); }
+  double patch_size() const { return static_cast<double>(planes * patch_height * patch_columns); }
 };
 
 struct Forward : Problem {

@@ -103,7 +103,7 @@ constexpr int VECTOR = 16 / static_cast<int>(sizeof(From) > sizeof(To) ? sizeof(
 
 template <class P>
 void launch(const Device& device, void (*kernel)(P, int, int), const P& p, int vector) {
-  STD_TORCH_CHECK(p.height <= INT32_MAX && p.width <= INT32_MAX, "an image has too many rows or columns");
+  STD_TORCH_CHECK(p.height < INT32_MAX / 2 && p.width < INT32_MAX / 2, "an image has too many rows or columns");
   const Tiles tiles(p.width / vector, p.patch_size);
   const unsigned grid = grid_of(p.batch * p.strips() * tiles.across * tiles.down);
   device.launch(kernel, dim3(grid), tiles.block, 0, p, tiles.across, tiles.down);

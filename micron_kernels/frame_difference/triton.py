@@ -20,6 +20,9 @@ from .._triton import launch
 TILE = 2048
 #: Frames that share one read of their reference.
 MOST_TIMES = 4
+#: Blocks of rows that are added up before their sum is added to the others': the error of a sum grows with the terms
+#: that follow each other, and a patch may have thousands of rows.
+SUMMED_BLOCKS = tl.constexpr(32)
 
 
 @triton.jit
@@ -61,7 +64,7 @@ def slope_of_magnitude(difference, SQUARED: tl.constexpr):
 @triton.jit
 def forward_kernel(
     frames, reference, channel_scale, out,
-    time, planes, patches_in_image, patches_across,
+    time, planes, patches_in_image, patches_across, pixels_in_patch,
     frames_b, frames_t, frames_plane, frames_row, frames_column,
     reference_b, reference_plane, reference_row, reference_column,
     SQUARED: tl.constexpr, CHANNELS: tl.constexpr, PATCH_ROWS: tl.constexpr, PATCH_COLUMNS: tl.constexpr,
@@ -79,23 +82,26 @@ def forward_kernel(
     reference += batch * reference_b
 
     total = tl.zeros([TIMES, ROWS, PATCHES, COLUMNS], tl.float32)
-    for first_row in range(0, PATCH_ROWS, ROWS):
-        rows = first_row + tl.arange(0, ROWS)
-        y, x, inside = pixels_of(
-            patches, rows, columns, patches_in_image, patches_across, PATCH_ROWS, PATCH_COLUMNS
-        )
-        frames_at = frames + (y * frames_row + x * frames_column)[None]
-        reference_at = reference + (y * reference_row + x * reference_column)[None]
-        inside = inside[None]
-        inside_frames = inside & in_time[:, None, None, None]
-        for plane in range(planes):
-            factor = channel_factor(channel_scale, plane + columns % CHANNELS, frames, SQUARED)
-            r = tl.load(reference_at, mask=inside, other=0).to(tl.float32)
-            difference = tl.load(frames_at, mask=inside_frames, other=0).to(tl.float32) - r
-            total += (difference * difference if SQUARED else tl.abs(difference)) * factor
-            frames_at += frames_plane
-            reference_at += reference_plane
-    mean = tl.sum(tl.sum(total, 3), 1) / (planes * PATCH_ROWS * PATCH_COLUMNS)  # [TIMES, PATCHES]
+    for first_block in range(0, PATCH_ROWS, SUMMED_BLOCKS * ROWS):
+        piece = tl.zeros([TIMES, ROWS, PATCHES, COLUMNS], tl.float32)
+        for first_row in range(first_block, min(first_block + SUMMED_BLOCKS * ROWS, PATCH_ROWS), ROWS):
+            rows = first_row + tl.arange(0, ROWS)
+            y, x, inside = pixels_of(
+                patches, rows, columns, patches_in_image, patches_across, PATCH_ROWS, PATCH_COLUMNS
+            )
+            frames_at = frames + (y * frames_row + x * frames_column)[None]
+            reference_at = reference + (y * reference_row + x * reference_column)[None]
+            inside = inside[None]
+            inside_frames = inside & in_time[:, None, None, None]
+            for plane in range(planes):
+                factor = channel_factor(channel_scale, plane + columns % CHANNELS, frames, SQUARED)
+                r = tl.load(reference_at, mask=inside, other=0).to(tl.float32)
+                difference = tl.load(frames_at, mask=inside_frames, other=0).to(tl.float32) - r
+                piece += (difference * difference if SQUARED else tl.abs(difference)) * factor
+                frames_at += frames_plane
+                reference_at += reference_plane
+        total += piece
+    mean = tl.sum(tl.sum(total, 3), 1) / pixels_in_patch  # [TIMES, PATCHES]
 
     out += (batch * time + times[:, None]) * patches_in_image + patches[None, :]
     tl.store(out, mean, mask=in_time[:, None] & (patches < patches_in_image)[None, :])
@@ -104,7 +110,7 @@ def forward_kernel(
 @triton.jit
 def backward_kernel(
     grad, frames, reference, channel_scale, d_frames, d_reference,
-    time, channels, patches_in_image, patches_across,
+    time, channels, patches_in_image, patches_across, pixels_in_patch,
     grad_b, grad_t, grad_patch,
     frames_b, frames_t, frames_channel, frames_row, frames_column,
     reference_b, reference_channel, reference_row, reference_column,
@@ -123,7 +129,6 @@ def backward_kernel(
     reference += batch * reference_b + y * reference_row + x * reference_column
     d_frames += batch * time * d_t + (y * d_row + x)[None]
     d_reference += batch * d_t + y * d_row + x
-    pixels_in_patch = channels * PATCH_SIZE * PATCH_SIZE
 
     for channel in range(channels):
         factor = channel_factor(channel_scale, channel, frames, SQUARED) / pixels_in_patch
@@ -201,6 +206,7 @@ def forward(
         planes,
         patches,
         patches_across,
+        float(channels * patch_size**2),
         *strides,
         SQUARED=norm == "l2",
         CHANNELS=interleaved,
@@ -243,6 +249,7 @@ def backward(
         channels,
         patches,
         patches_across,
+        float(channels * patch_size**2),
         *(grad if frames.dim() == 5 else grad[:, None]).stride(),
         *images.stride(),
         *reference.stride(),

@@ -137,6 +137,30 @@ def test_a_grey_level_is_one_255th(target):
 
 
 @target
+@pytest.mark.parametrize("norm", ["l1", "l2"])
+def test_integer_sums_over_large_patches_do_not_overflow(target, norm):
+    impl, device = target
+    white = torch.full((1, 1, 258, 516), 255, dtype=torch.uint8, device=device)
+    result = frame_difference(white, torch.zeros_like(white), 258, norm=norm, impl=impl)
+    torch.testing.assert_close(result, torch.ones(1, 2, device=device))
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_a_sum_of_more_than_32_bits(memory_format):
+    side = 4105  # the first of which 255 · side² does not fit
+    white = torch.full((1, 2, side, side), 255, dtype=torch.uint8).to(memory_format=memory_format)
+    torch.testing.assert_close(frame_difference(white, torch.zeros_like(white), side), torch.ones(1, 1))
+
+
+@target
+def test_float_sums_over_large_patches_do_not_drift(target):
+    impl, device = target
+    frames = torch.full((1, 1, 1024, 1024), 0.1, device=device)
+    result = frame_difference(frames, torch.zeros_like(frames), 1024, impl=impl)
+    assert abs(result.item() / frames[0, 0, 0, 0].item() - 1) < 3e-6  # summed term by term: 1e-5
+
+
+@target
 def test_a_nan_pixel_marks_its_patch_only(target):
     impl, device = target
     frames, reference = torch.rand(2, 1, 3, 8, 8, device=device)
