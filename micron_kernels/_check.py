@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,16 +60,50 @@ def same_device(name: str, value: Tensor, other_name: str, other: Tensor) -> Non
         )
 
 
-def integer(name: str, value: object, minimum: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
-        raise TypeError(f"{name}={value!r} is a {type(value).__name__}; it must be an int")
+def integer(name: str, value: Any, minimum: int) -> int:
+    """``value`` as an int, at least ``minimum``: of Python, NumPy or a symbolic shape. A tensor is none, not even one
+    number: to look at it would stop a GPU."""
+    if type(value) is not int:
+        if isinstance(value, bool) or not isinstance(value, (numbers.Integral, torch.SymInt)):
+            raise TypeError(
+                f"{name}={value!r} is a {type(value).__name__}; it must be an int{_way_out(value)}"
+            )
+        value = value if isinstance(value, torch.SymInt) else int(value)
     if value < minimum:
         raise ValueError(f"{name}={value} is too small; it must be at least {minimum}")
+    return value
 
 
-def patch_size(value: int, height: int, width: int) -> None:
-    """``value`` divides a frame of ``height`` × ``width`` pixels."""
-    integer("patch_size", value, 1)
+def number(name: str, value: Any, otherwise: str = "") -> float:
+    """``value`` as a float: a real number of Python, NumPy or a symbolic shape; no tensor, as above."""
+    if type(value) is float:
+        return value
+    if isinstance(value, bool) or not isinstance(value, (numbers.Real, torch.SymFloat, torch.SymInt)):
+        kind = type(value).__name__
+        raise TypeError(f"{name}={value!r} is a {kind}; it must be a number{otherwise}{_way_out(value)}")
+    try:
+        return float(value)
+    except OverflowError:  # an int of more than 308 digits
+        return math.inf if value > 0 else -math.inf
+
+
+def _way_out(value: object) -> str:
+    return ": pass its .item()" if isinstance(value, Tensor) else ""
+
+
+def pair(name: str, value: Any, meaning: str) -> tuple[Any, Any]:
+    """The two of ``value``, whatever they are."""
+    if isinstance(value, (str, bytes, Tensor)) or not hasattr(value, "__len__"):
+        raise TypeError(f"{name}={value!r} is a {type(value).__name__}; it must be two numbers, {meaning}")
+    if len(value) != 2:
+        raise ValueError(f"{name}={value!r} has length {len(value)}; it must be two numbers, {meaning}")
+    first, second = value
+    return first, second
+
+
+def patch_size(value: Any, height: int, width: int) -> int:
+    """``value`` as an int that divides a frame of ``height`` × ``width`` pixels."""
+    value = integer("patch_size", value, 1)
     if height % value or width % value:
         fits = [p for p in range(1, min(height, width) + 1) if height % p == 0 and width % p == 0]
         near = sorted(sorted(fits, key=lambda p: abs(p - value))[:2])
@@ -74,6 +111,7 @@ def patch_size(value: int, height: int, width: int) -> None:
             f"patch_size={value} does not divide the frame ({height}×{width}); "
             f"divisors near it: {', '.join(map(str, near)) or 'none'}"
         )
+    return value
 
 
 def per_channel(

@@ -73,8 +73,10 @@ def diagonal_attention(
         _check.same_device(name, tensor, "query", query)
     if scale is None:
         scale = 1.0 / math.sqrt(max(width, 1))
-    elif isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale):
-        raise ValueError(f"scale={scale!r}; it must be a finite number, or None for 1/√E")
+    else:
+        scale = _check.number("scale", scale, ", or None for 1/√E")
+        if not -math.inf < scale < math.inf:  # torch.compile traces this, of a symbolic float too
+            raise ValueError(f"scale={scale}; it must be a finite number, or None for 1/√E")
     if row_weight is not None:
         _check.tensor(
             "row_weight", row_weight, dims=(2, 3), layout="(B, N) or (B, H, N)", dtypes=_check.FLOATING

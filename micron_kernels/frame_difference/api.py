@@ -55,7 +55,7 @@ def frame_difference(
     _check.shape(
         "reference", reference, (batch, channels, height, width), "one frame a batch entry of frames"
     )
-    _check.patch_size(patch_size, height, width)
+    patch_size = _check.patch_size(patch_size, height, width)
     if norm not in ("l1", "l2"):
         raise ValueError(f"norm={norm!r}; it must be 'l1' or 'l2'")
     scale = _check.per_channel("channel_scale", channel_scale, channels, frames)

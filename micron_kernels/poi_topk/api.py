@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import numbers
 
+import torch
 from torch import Tensor
 
 from .. import _check
@@ -13,14 +15,19 @@ from . import ops
 
 def count(k: int | float, length: int) -> int:
     """The number of tokens that ``k`` asks for out of ``length``: k itself, or a ratio of it, rounded up."""
-    if isinstance(k, float):
-        if not 0.0 < k <= 1.0:
+    if isinstance(k, numbers.Real) and not isinstance(k, numbers.Integral):
+        if not 0 < k <= 1:
             raise ValueError(
-                f"k={k} is a float, hence a ratio, which must lie in (0, 1]; for a count pass an int"
+                f"k={k} is a {type(k).__name__}, hence a ratio, which must lie in (0, 1]; for a count pass an int"
             )
-        # 0.07 * 100 is 7.000000000000001 in binary: what is closer than that to an integer is that integer.
-        return math.ceil(k * length - 1e-9 * length)
-    _check.integer("k", k, 0)
+        # 0.07 is a little more in binary, and 5/7 may be: what is above an integer by rounding is that integer.
+        dtype = (
+            torch.float64
+            if isinstance(k, float)
+            else getattr(torch, str(getattr(k, "dtype", "")), torch.float64)
+        )
+        return math.ceil(float(k) * length * (1 - 2 * torch.finfo(dtype).eps))
+    k = _check.integer("k", k, 0)
     if k > length:
         raise ValueError(f"k={k} is more than the N={length} tokens of a row; it must lie in [0, N]")
     return k
@@ -44,7 +51,8 @@ def topk_mask(scores: Tensor, k: int | float, *, impl: Impl | None = None) -> tu
 
     Args:
         scores: (B, N), fp16, bf16, fp32 or fp64.
-        k: an int in [0, N], or a float in (0, 1]: that share of N, rounded up.
+        k: an int in [0, N], or a float in (0, 1]: that share of N, rounded up. What is above an integer by the
+            rounding of k alone is that integer: 0.07 of 100 tokens are 7, and c/N of N are c.
         impl: ``"reference"``, ``"native"``, ``"triton"``, or None for the fastest that is available.
 
     Returns:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,7 +56,7 @@ def swap_patches(
     _check.same_dtype("other", other, "frame", frame)
     _check.same_device("other", other, "frame", frame)
     batch, channels, height, width = frame.shape
-    _check.patch_size(patch_size, height, width)
+    patch_size = _check.patch_size(patch_size, height, width)
     _check.tensor("swap", swap, dims=(2,), layout="(B, N)", dtypes=(torch.bool,))
     patches = (height // patch_size) * (width // patch_size)
     _check.shape("swap", swap, (batch, patches), "one entry a patch of patch_size × patch_size pixels")
@@ -70,6 +71,15 @@ def swap_patches(
     std = _check.per_channel("std", std, channels, frame)
     chosen = choose("swap_patches", impl, ops.IMPLEMENTATIONS, frame.device, frame.dtype, dtype)
     return ops.swap_patches(frame, other, swap, patch_size, mean, std, dtype, chosen)
+
+
+def _log_range(name: str, value: tuple[float, float]) -> tuple[float, float]:
+    """The logarithms of ``value``, two positive numbers of which the first is not the larger."""
+    both = enumerate(_check.pair(name, value, "(lowest, highest)"))
+    low, high = (_check.number(f"{name}[{i}]", x) for i, x in both)
+    if not 0 < low <= high < math.inf:
+        raise ValueError(f"{name}={value!r}; it must be (lowest, highest) with 0 < lowest <= highest < inf")
+    return math.log(low), math.log(high)
 
 
 def blockwise_mask(
@@ -88,11 +98,11 @@ def blockwise_mask(
 
     Args:
         batch: B, how many masks to draw.
-        grid: (rows, columns) of patches.
+        grid: (rows, columns) of patches, at least 1 each.
         ratio: share of the patches to cover, in [0, 1].
         generator: source of randomness, on the CPU; the same state gives the same masks.
         min_area: smallest area of a rectangle, in patches, where as many are left to cover.
-        aspect: range of height over width, drawn log-uniformly.
+        aspect: (lowest, highest) height over width, drawn log-uniformly; 0 < lowest <= highest.
 
     Returns:
         (B, N) bool on the CPU, N = rows·columns.
@@ -100,21 +110,27 @@ def blockwise_mask(
     Raises:
         TypeError, ValueError: an argument of the wrong type or range.
     """
-    _check.integer("batch", batch, 0)
-    rows, columns = grid
-    _check.integer("grid[0]", rows, 1)
-    _check.integer("grid[1]", columns, 1)
-    if not 0.0 <= ratio <= 1.0:
+    batch = _check.integer("batch", batch, 0)
+    rows, columns = _check.pair("grid", grid, "(rows, columns)")
+    rows, columns = _check.integer("grid[0]", rows, 1), _check.integer("grid[1]", columns, 1)
+    ratio = _check.number("ratio", ratio)
+    if not 0 <= ratio <= 1:
         raise ValueError(f"ratio={ratio}; it must lie in [0, 1]")
+    min_area = _check.integer("min_area", min_area, 1)
+    log_low, log_high = _log_range("aspect", aspect)
+    if generator is not None and generator.device.type != "cpu":
+        raise ValueError(
+            f"generator is on {generator.device}; the masks are drawn on the CPU: torch.Generator('cpu')"
+        )
+    cpu: Any = {"device": "cpu"}  # whatever torch's default is
     length = rows * columns
     target = round(ratio * length)
-    mask = torch.zeros(batch, length, dtype=torch.bool)
-    row, column = torch.arange(rows)[:, None], torch.arange(columns)
+    mask = torch.zeros(batch, length, dtype=torch.bool, **cpu)
+    row, column = torch.arange(rows, **cpu)[:, None], torch.arange(columns, **cpu)
 
     def uniform(*shape: int) -> Tensor:
-        return torch.rand(shape, generator=generator)
+        return torch.rand(shape, generator=generator, dtype=torch.float32, **cpu)
 
-    log_low, log_high = math.log(aspect[0]), math.log(aspect[1])
     while batch and (remaining := target - mask.sum(1)).any():
         area = min_area + uniform(batch) * (remaining - min_area).clamp(min=0)
         shape_ratio = torch.exp(log_low + (log_high - log_low) * uniform(batch))

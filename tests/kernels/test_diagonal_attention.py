@@ -408,6 +408,8 @@ def test_any_shape_dtype_and_layout(data):
         ({"key": torch.zeros(2, 3, 13, 8).half()}, TypeError, "key has dtype torch.float16 but query"),
         ({"value": torch.zeros(2, 2, 13, 8)}, ValueError, "value has shape"),
         ({"scale": float("nan")}, ValueError, "scale=nan"),
+        ({"scale": 10**400}, ValueError, "scale=inf"),
+        ({"scale": True}, TypeError, "scale=True is a bool; it must be a number, or None for 1/√E"),
         ({"row_weight": torch.zeros(2, 12)}, ValueError, r"row_weight has shape \(2, 12\)"),
         ({"rows": torch.zeros(2, 4)}, TypeError, "rows has dtype float32; it must be one of int64"),
         ({"rows": torch.tensor([[0], [13]])}, ValueError, r"rows holds 13; positions must lie in \[0, N\)"),

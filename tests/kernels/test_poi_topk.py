@@ -1,9 +1,10 @@
+import numpy as np
 import pytest
 import torch
 
 import harness
 from micron_kernels import mask_tokens, select_tokens, topk_mask
-from micron_kernels.poi_topk import ops
+from micron_kernels.poi_topk import api, ops
 from micron_kernels.testing import (
     eager_mask_tokens,
     eager_select_tokens,
@@ -110,10 +111,34 @@ def test_any_scores_rank_as_specified(rows, share, dtype, impl):
 
 
 @pytest.mark.parametrize(
-    ("k", "length", "count"), [(0, 5, 0), (5, 5, 5), (0.07, 100, 7), (0.5, 5, 3), (1.0, 5, 5), (1e-3, 5, 1)]
+    ("k", "length", "count"),
+    [
+        (0, 5, 0),
+        (5, 5, 5),
+        (np.int64(3), 5, 3),
+        (0.07, 100, 7),
+        (np.float32(0.07), 100, 7),
+        (0.5, 5, 3),
+        (1.0, 5, 5),
+        (1e-12, 5, 1),
+        (5e-324, 5, 1),
+        (0.5 + 1e-12, 4, 3),
+    ],
 )
 def test_a_ratio_is_rounded_up(k, length, count):
     assert topk_mask(torch.rand(2, length), k)[1].shape == (2, count)
+
+
+@given(length=st.integers(1, 10**6), data=st.data(), kind=st.sampled_from((float, np.float32)))
+def test_the_share_of_a_count_is_that_count(length, data, kind):
+    count = data.draw(st.integers(1, min(length, 10**4)))
+    assert api.count(kind(count / length), length) == count
+
+
+def test_a_ratio_may_be_symbolic():
+    compiled = torch.compile(topk_mask, fullgraph=True, dynamic=True, backend="aot_eager")
+    for length, count in ((100, 7), (50, 4)):
+        assert compiled(torch.rand(2, length), 0.07)[1].shape == (2, count)
 
 
 @target
@@ -313,7 +338,14 @@ def test_any_shape_dtype_and_layout(data):
         ({"k": -1}, ValueError, "k=-1 is too small"),
         ({"k": 0.0}, ValueError, "k=0.0 is a float, hence a ratio"),
         ({"k": 1.5}, ValueError, r"k=1.5 is a float, hence a ratio, which must lie in \(0, 1\]"),
+        ({"k": float("nan")}, ValueError, "k=nan is a float, hence a ratio"),
+        ({"k": float("inf")}, ValueError, "k=inf is a float, hence a ratio"),
         ({"k": True}, TypeError, "k=True is a bool"),
+        (
+            {"k": torch.tensor(3)},
+            TypeError,
+            r"k=tensor\(3\) is a Tensor; it must be an int: pass its .item\(\)",
+        ),
         ({"k": "3"}, TypeError, "k='3' is a str"),
         ({"scores": torch.zeros(3, 20)}, ValueError, r"scores has shape \(3, 20\); it must be \(3, 21\)"),
         ({"scores": torch.zeros(3, 21).long()}, TypeError, "scores has dtype int64"),

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -276,10 +277,52 @@ def test_masks_are_blocks_and_repeat_with_the_generator():
     assert neighbours_agree > 0.8  # half of them would, if patches were drawn one by one
 
 
+def test_masks_do_not_depend_on_torchs_defaults():
+    def draw():
+        return blockwise_mask(2, (5, 7), 0.5, torch.Generator("cpu").manual_seed(7))
+
+    expected = draw()
+    with torch.device("meta"):
+        assert torch.equal(draw(), expected)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(draw(), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_masks_take_the_numbers_of_numpy():
+    expected = blockwise_mask(2, (5, 7), 0.5, torch.Generator().manual_seed(7), min_area=3, aspect=(0.5, 2))
+    grid, aspect = np.array([5, 7]), (np.float32(0.5), np.int64(2))
+    generator = torch.Generator().manual_seed(7)
+    result = blockwise_mask(
+        np.int64(2), grid, np.float32(0.5), generator, min_area=np.int32(3), aspect=aspect
+    )
+    assert torch.equal(result, expected)
+
+
 @pytest.mark.parametrize(
-    ("arguments", "message"),
-    [((2, (4, 4), 1.5), "ratio=1.5"), ((2, (0, 4), 0.5), r"grid\[0\]=0"), ((-1, (4, 4), 0.5), "batch=-1")],
+    ("change", "error", "message"),
+    [
+        ({"batch": -1}, ValueError, "batch=-1"),
+        ({"batch": 2.0}, TypeError, "batch=2.0 is a float"),
+        ({"grid": (0, 4)}, ValueError, r"grid\[0\]=0"),
+        ({"grid": (4, True)}, TypeError, r"grid\[1\]=True is a bool"),
+        ({"grid": (4, 4, 4)}, ValueError, r"grid=\(4, 4, 4\) has length 3; it must be two numbers"),
+        ({"grid": 4}, TypeError, "grid=4 is a int; it must be two numbers"),
+        ({"ratio": 1.5}, ValueError, r"ratio=1.5; it must lie in \[0, 1\]"),
+        ({"ratio": float("nan")}, ValueError, "ratio=nan"),
+        ({"ratio": "0.5"}, TypeError, "ratio='0.5' is a str"),
+        ({"min_area": 0}, ValueError, "min_area=0 is too small"),
+        ({"aspect": (0, 1)}, ValueError, r"aspect=\(0, 1\); it must be \(lowest, highest\) with 0 < lowest"),
+        ({"aspect": (-1, 1)}, ValueError, r"aspect=\(-1, 1\)"),
+        ({"aspect": (2, 1)}, ValueError, r"aspect=\(2, 1\)"),
+        ({"aspect": (1, float("inf"))}, ValueError, r"aspect=\(1, inf\)"),
+        ({"aspect": (float("nan"), 1)}, ValueError, r"aspect=\(nan, 1\)"),
+        ({"aspect": (1,)}, ValueError, r"aspect=\(1,\) has length 1"),
+        ({"aspect": 1.0}, TypeError, "aspect=1.0 is a float"),
+    ],
 )
-def test_bad_masks_are_named(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        blockwise_mask(*arguments)
+def test_bad_masks_are_named(change, error, message):
+    with pytest.raises(error, match=message):
+        blockwise_mask(**({"batch": 2, "grid": (4, 4), "ratio": 0.5} | change))
