@@ -121,7 +121,7 @@ class Heatmap:
     apex: tyro.conf.Positional[Path]
     """Image of the face after."""
     model: str = "out/demo/model"
-    """Folder of a model (pretrain and demo write one), or the name of one on the Hugging Face hub."""
+    """Folder of a model (pretrain and demo write one), or one of the Hugging Face hub: hf://owner/name."""
     out: Path = Path("heatmap.png")
     """The picture to write."""
     gain: float = 4.0

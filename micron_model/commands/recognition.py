@@ -59,8 +59,8 @@ class Start:
     """The model to start from."""
 
     model: str = "out/pretrain/model"
-    """Folder of a pre-trained model (pretrain and demo write one), a name on the Hugging Face hub, a checkpoint of the
-    authors' (a file), or "none" for random weights."""
+    """Folder of a pre-trained model (pretrain and demo write one), one of the Hugging Face hub (hf://owner/name), a
+    checkpoint of the authors' (a file), or "none" for random weights."""
     preset: Literal["tiny", "base"] = "base"
     """Size of a model of random weights."""
     device: str = "auto"
@@ -246,7 +246,7 @@ class Predict:
     video: tyro.conf.Positional[Path]
     """A video, or a folder of images."""
     model: str = "out/recognizer"
-    """Folder of a recognizer (`micron finetune` writes one), or the name of one on the Hugging Face hub."""
+    """Folder of a recognizer (`micron finetune` writes one), or one of the Hugging Face hub: hf://owner/name."""
     out: Path = Path("out/predict")
     """Folder of the pictures and of candidates.json."""
     fps: float | None = None

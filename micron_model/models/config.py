@@ -91,6 +91,12 @@ class MicronBERTConfig:
     def __post_init__(self) -> None:
         for name in ("mean", "std", "crop_scale", "local_crop_scale"):  # JSON knows lists only
             setattr(self, name, tuple(getattr(self, name)))
+        for name in ("image_size", "width", "depth", "decoder_width", "decoder_depth", "dino_hidden",
+                     "dino_bottleneck", "dino_out"):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}; it must be at least 1")
+        if not min(self.std) > 0:
+            raise ValueError(f"std={self.std}; each must be positive")
         if self.patch_size < 1 or self.image_size % self.patch_size:
             raise ValueError(f"patch_size={self.patch_size} does not divide image_size={self.image_size}")
         for width, heads in (("width", "num_heads"), ("decoder_width", "decoder_num_heads")):

@@ -4,12 +4,12 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from micron_kernels import blockwise_mask, diagonal_attention, frame_difference, swap_patches, topk_mask
 from micron_kernels.nn import DiagonalMicroAttention, FoldedDiagonalMicroAttention
 
+from ..saved_model import SavedModel
 from .config import MicronBERTConfig
 from .onednn import Linear
 from .patch_of_interest import DINO, crop_size, random_resized_crop
@@ -28,8 +28,7 @@ class EncoderState(NamedTuple):
 
 
 class MicronBERT(
-    nn.Module,
-    PyTorchModelHubMixin,
+    SavedModel,
     library_name="micron-kernels",
     tags=["micro-expression"],
     license="mit",
@@ -43,7 +42,6 @@ class MicronBERT(
     mean: Tensor
     std: Tensor
 
-    # The mixin reads this annotation as it stands to build the settings from config.json.
     def __init__(self, config: MicronBERTConfig):
         super().__init__()
         self.config = config

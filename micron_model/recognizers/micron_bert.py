@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from ..models.config import MicronBERTConfig
 from ..models.micron_bert import MicronBERT
 from ..models.onednn import Linear
+from ..saved_model import SavedModel
 
 
 @dataclass
@@ -41,15 +41,13 @@ class RecognizerConfig:
 
 
 class Recognizer(
-    nn.Module,
-    PyTorchModelHubMixin,
+    SavedModel,
     library_name="micron-kernels",
     tags=["micro-expression"],
     license="mit",
 ):
     """μ-BERT's encoder and micro-attention between onset and apex, pooled, and a linear classifier."""
 
-    # The mixin reads this annotation as it stands to build the settings from config.json.
     def __init__(self, config: RecognizerConfig):
         super().__init__()
         self.config = config

@@ -138,7 +138,7 @@ def test_from_a_database_to_a_prediction_by_the_commands(video, tmp_path, capsys
     ("arguments", "message"),
     [
         (["{tmp}/missing.mp4", "--model", "{tmp}/recognizer"], "missing.mp4: no such file or folder"),
-        (["{video}", "--model", "{tmp}"], "holds no config.json, so it is no folder of a recognizer"),
+        (["{video}", "--model", "{tmp}"], "holds no config.json, so it is no folder of a model"),
         (["{video}", "--model", "{tmp}/model"], "holds another kind of model, no recognizer"),
         (["{video}", "--strength", "0"], "strength=0.0; it must be positive"),
     ],

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...addresses import Address
+from ...limits import read_json
+from ...whole_file import write_whole
 from ..clips.frames import Clip
 from .expressions import Expression, canonical_subject
 
@@ -38,8 +40,8 @@ class Corpus:
         names = {x.name for x in data if not isinstance(x, str)}
         for plan in {Path(shard).parent / "plan.json" for shard in shards}:
             try:
-                names.update(map(str, json.loads(plan.read_bytes())["clips"]))
-            except (OSError, ValueError, KeyError, TypeError):
+                names.update(_clips(plan))
+            except (OSError, ValueError):
                 return cls(None)
         return cls(tuple(sorted(names)))
 
@@ -49,13 +51,12 @@ class Corpus:
         if Path(model).is_file():
             return cls(("CASME2",))  # what the one that was released was trained on, by its authors' word
         try:
-            clips = json.loads((Path(model) / FILE).read_bytes())["clips"]
-            return cls(tuple(map(str, clips)))
-        except (OSError, ValueError, KeyError, TypeError):
+            return cls(tuple(_clips(Path(model) / FILE)))
+        except (OSError, ValueError):
             return cls(None)
 
     def write(self, folder: Path) -> None:
-        (folder / FILE).write_text(json.dumps({"clips": self.clips}, indent=0))
+        write_whole(folder / FILE, json.dumps({"clips": self.clips}, indent=0))
 
     def overlap(self, expressions: Sequence[Expression]) -> list[str]:
         """Canonical subjects of ``expressions`` that the corpus may hold, ascending.
@@ -76,6 +77,15 @@ class Corpus:
                         s for s in subjects if s in named or (not named and s.startswith(f"{dataset}/"))
                     }
         return sorted(found)
+
+
+def _clips(path: Path) -> list[str]:
+    """Raises OSError or ValueError where the file does not list names of clips."""
+    found = read_json(path)
+    clips = found.get("clips") if isinstance(found, dict) else None
+    if not isinstance(clips, list) or not all(isinstance(clip, str) for clip in clips):
+        raise ValueError(f"{path}: lists no clips")
+    return clips
 
 
 def _tail(path: str) -> str:
