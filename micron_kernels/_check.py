@@ -83,8 +83,8 @@ def number(name: str, value: Any, otherwise: str = "") -> float:
         raise TypeError(f"{name}={value!r} is a {kind}; it must be a number{otherwise}{_way_out(value)}")
     try:
         return float(value)
-    except OverflowError:  # an int of more than 308 digits
-        return math.inf if value > 0 else -math.inf
+    except OverflowError:
+        return math.inf  # an int of more than 308 digits; no caller takes infinity of either sign
 
 
 def _way_out(value: object) -> str:

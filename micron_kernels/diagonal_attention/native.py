@@ -36,8 +36,10 @@ def forward(inputs: Inputs, keep: bool) -> tuple[Tensor, Saved]:
     if query.is_cuda:
         return on_cuda.forward(inputs, keep)
     batch, heads, computed = *query.shape[:2], inputs.computed
-    out = torch.empty((batch, heads, computed, value.shape[3]), dtype=value.dtype)
-    weights, row_max, row_sum = (torch.empty((batch, heads, computed), dtype=torch.float32) for _ in range(3))
+    out = value.new_empty((batch, heads, computed, value.shape[3]))
+    weights, row_max, row_sum = (
+        query.new_empty((batch, heads, computed), dtype=torch.float32) for _ in range(3)
+    )
     operators().diagonal_attention(
         with_contiguous_rows(query),
         with_contiguous_rows(key),
@@ -64,9 +66,9 @@ def backward(
     query, key, value, scale, row_weight, rows, key_mask = inputs
     if query.is_cuda:
         return on_cuda.backward(grad_out, grad_weights, inputs, saved, wanted)
-    new = torch.empty if rows is None else torch.zeros  # the kernel adds up the rows it is given
+    new = query.new_empty if rows is None else query.new_zeros  # the kernel adds up the rows it is given
     d_query = new(query.shape, dtype=torch.float32)
-    d_key = torch.empty(key.shape, dtype=torch.float32)
+    d_key = key.new_empty(key.shape, dtype=torch.float32)
     d_value = new(value.shape, dtype=torch.float32)
     d_weight = None
     if wanted.row_weight and row_weight is not None:

@@ -122,7 +122,7 @@ def blockwise_mask(
         raise ValueError(
             f"generator is on {generator.device}; the masks are drawn on the CPU: torch.Generator('cpu')"
         )
-    cpu: Any = {"device": "cpu"}  # whatever torch's default is
+    cpu: Any = {"device": "cpu"}  # whatever torch's default device is
     length = rows * columns
     target = round(ratio * length)
     mask = torch.zeros(batch, length, dtype=torch.bool, **cpu)

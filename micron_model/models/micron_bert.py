@@ -47,14 +47,12 @@ class MicronBERT(
         self.config = config
         self.encoder = Encoder(config)
         self.micro_attention: DiagonalMicroAttention | FoldedDiagonalMicroAttention = DiagonalMicroAttention(
-            config.width
+            config.width, linear=Linear
         )
         self.decoder = Decoder(config)
-        for name in ("to_q", "to_k", "to_v", "proj"):
-            linear = Linear(config.width, config.width)
-            nn.init.xavier_uniform_(linear.weight)
-            nn.init.zeros_(linear.bias)
-            setattr(self.micro_attention, name, linear)
+        for layer in (getattr(self.micro_attention, name) for name in ("to_q", "to_k", "to_v", "proj")):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
         if config.tied_start:
             self.micro_attention.to_k.load_state_dict(self.micro_attention.to_q.state_dict())
         self.dino = DINO(config, self.encoder) if config.aggregation == "dino" else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,9 +36,10 @@ def random_resized_crop(
     """
     low, high = scale
     batch = frames.shape[0]
-    side = (low + (high - low) * torch.rand(batch, generator=generator)).sqrt()
-    centre = (2 * torch.rand(batch, 2, generator=generator) - 1) * (1 - side)[:, None]
-    theta = torch.zeros(batch, 2, 3)
+    on_cpu: Any = {"dtype": torch.float32, "device": "cpu"}  # whatever torch's defaults are
+    side = (low + (high - low) * torch.rand(batch, generator=generator, **on_cpu)).sqrt()
+    centre = (2 * torch.rand(batch, 2, generator=generator, **on_cpu) - 1) * (1 - side)[:, None]
+    theta = torch.zeros(batch, 2, 3, **on_cpu)
     theta[:, 0, 0] = theta[:, 1, 1] = side
     theta[:, :, 2] = centre
     shape = [batch, frames.shape[1], size, size]

@@ -96,17 +96,17 @@ def augment(model: Recognizer, pairs: Tensor, config: FinetuneConfig, generator:
     """Pairs (B, 2, 3, S, S), uint8, normalised; mirrored, shifted and brightened, both frames of a pair alike."""
     count, side = len(pairs), pairs.shape[-1]
     if config.flip:
-        mirrored = torch.rand(count, generator=generator) < 0.5
+        mirrored = torch.rand(count, generator=generator, device="cpu") < 0.5
         pairs = torch.where(mirrored.to(pairs.device)[:, None, None, None, None], pairs.flip(-1), pairs)
     reach = int(config.shift * side)
     frames = pairs.flatten(1, 2).float()
     if reach:
         padded = F.pad(frames, (reach,) * 4, mode="replicate")
-        starts = torch.randint(2 * reach + 1, (count, 2), generator=generator).tolist()
+        starts = torch.randint(2 * reach + 1, (count, 2), generator=generator, device="cpu").tolist()
         frames = torch.stack(
             [x[:, r : r + side, c : c + side] for x, (r, c) in zip(padded, starts, strict=True)]
         )
-    gain = 1 + config.brightness * (2 * torch.rand(count, generator=generator) - 1)
+    gain = 1 + config.brightness * (2 * torch.rand(count, generator=generator, device="cpu") - 1)
     frames = (frames * gain.to(frames.device)[:, None, None, None]).clamp(0, 255).unflatten(1, (2, 3))
     backbone = model.backbone
     return (frames / 255 - backbone.mean[:, None, None]) / backbone.std[:, None, None]
@@ -120,7 +120,7 @@ def _order(
         chances = class_weights(labels, classes)[labels]
         order = torch.multinomial(chances, len(labels), replacement=True, generator=generator)
     else:
-        order = torch.randperm(len(labels), generator=generator)
+        order = torch.randperm(len(labels), generator=generator, device="cpu")
     yield from order.split(config.batch_size)
 
 
