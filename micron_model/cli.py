@@ -27,11 +27,12 @@ from .data.shards.plan import ShardConfig
 from .data.shards.read import are_shards, find_shards
 from .data.shards.write import ShardingStopped, write_shards
 from .demo import TRAINED_SUBJECTS, DemoConfig, run_demo
+from .faults import in_words
 from .loading import load_model
 from .models.config import MicronBERTConfig, preset
-from .training import CheckpointError, NonFiniteLossError, PretrainConfig, Stopped, pretrain
+from .training import PretrainConfig, Stopped, pretrain
 from .training.problems import report_problems
-from .visualize import change_maps, figure_of_pairs
+from .visualize import change_maps, figure_of_pairs, save_figure
 
 
 @dataclass
@@ -139,8 +140,7 @@ class Heatmap:
         size = model.config.image_size
         onset, apex = (torch.from_numpy(read_image(path, size))[None] for path in (self.onset, self.apex))
         figure = figure_of_pairs(onset, apex, change_maps(model, onset, apex), gain=self.gain)
-        self.out.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(self.out, dpi=140)
+        save_figure(figure, self.out)
         console.print(f"heat maps: {self.out}", markup=False)
 
 
@@ -178,8 +178,8 @@ _Command = Union[  # noqa: UP007  (mypy and tyro read a Union of Annotated)
     Annotated[Info, tyro.conf.subcommand("info")],
 ]
 
-#: What a user can mend; everything else is our fault and keeps its traceback.
-_USER_ERRORS = (ValueError, FileNotFoundError, NonFiniteLossError, CheckpointError, RuntimeError)
+#: What a user can mend, or the machine; everything else is our fault and keeps its traceback.
+_USER_ERRORS = (ValueError, OSError, MemoryError, RuntimeError)
 
 
 def _parse(arguments: Sequence[str]) -> Command:
@@ -210,8 +210,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _say(console, "interrupted; what was finished is kept")
         return 128 + signal.SIGINT
+    except BrokenPipeError:  # whoever read what is printed has gone
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (or the interpreter complains when it flushes)
+        return 128 + 13  # SIGPIPE, which not every system has
     except _USER_ERRORS as error:
-        _say(console, f"error: {error}")
+        _say(console, f"error: {in_words(error)}")
         return 1
 
 

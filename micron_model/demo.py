@@ -23,8 +23,10 @@ from .data.clips.synthetic import CLASSES, FPS
 from .evaluation import auroc, swap_auroc
 from .models.config import MicronBERTConfig, preset
 from .models.micron_bert import MicronBERT
+from .resumable import claimed
 from .training import CheckpointError, PretrainConfig, pretrain
 from .training.log import read_log
+from .whole_file import write_whole
 
 TRAINED_SUBJECTS = range(64)
 HELD_OUT_SUBJECTS = range(1000, 1012)
@@ -130,9 +132,9 @@ def write_report(
     }
     images = {name: html_page.png(figure) for name, figure in figures.items()}
     for name, data in images.items():
-        (out / f"{name}.png").write_bytes(data)
-    (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    (out / "report.html").write_text(_render(images, results, config))
+        write_whole(out / f"{name}.png", data)
+    write_whole(out / "results.json", json.dumps(results, indent=2) + "\n")
+    write_whole(out / "report.html", _render(images, results, config))
     return results
 
 
@@ -193,7 +195,13 @@ def run_demo(config: DemoConfig, out: Path, console: Console) -> dict[str, Any]:
 
     Raises:
         CheckpointError: ``out`` holds a run that is not a demo.
+        Claimed: another process writes to ``out``.
     """
+    with claimed(out):
+        return _run_demo(config, out, console)
+
+
+def _run_demo(config: DemoConfig, out: Path, console: Console) -> dict[str, Any]:
     settings = out / "demo.json"
     if (out / "checkpoint.pt").exists():
         if not settings.exists():
@@ -201,8 +209,7 @@ def run_demo(config: DemoConfig, out: Path, console: Console) -> dict[str, Any]:
         for name in ("checkpoint.pt", "log.jsonl", "results.json", "report.html"):
             (out / name).unlink(missing_ok=True)
         shutil.rmtree(out / "model", ignore_errors=True)
-    out.mkdir(parents=True, exist_ok=True)
-    settings.write_text(json.dumps(asdict(config), indent=2) + "\n")
+    write_whole(settings, json.dumps(asdict(config), indent=2) + "\n")
     size, patch_size = config.model.image_size, config.model.patch_size
     held_out = HeldOut.make(size, patch_size)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from torch import Tensor
 from micron_kernels import frame_difference
 
 from .models.micron_bert import MicronBERT
+from .whole_file import write_whole
 
 MAP_COLOURS = "cividis"  # reads the same with every kind of colour blindness, and in grey
 LINE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # of Okabe and Ito, colour-blind-safe
@@ -46,6 +49,18 @@ def change_maps(model: MicronBERT, onset: Tensor, apex: Tensor) -> dict[str, Ten
     }
     grid = (onset.shape[2] // size, onset.shape[3] // size)
     return {name: x.unflatten(1, grid).cpu() for name, x in maps.items()}
+
+
+def save_figure(figure: Figure, path: Path, dpi: int = 140) -> None:
+    """Write a figure in the format of the suffix (PNG without one), whole or not at all.
+
+    Raises:
+        ValueError: matplotlib knows no such format.
+        RuntimeError: it cannot be written.
+    """
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=path.suffix[1:].lower() or "png", dpi=dpi)
+    write_whole(path, buffer.getvalue())
 
 
 def to_image(frame: Tensor) -> np.ndarray:

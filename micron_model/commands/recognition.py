@@ -14,7 +14,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from ..data.databases.classes import SCHEMES, label
+from ..data.databases.classes import SCHEMES, Labelled, label
 from ..data.databases.corpus import Corpus
 from ..data.databases.expressions import Expression
 from ..data.databases.prepared import FaceConfig, prepare
@@ -29,8 +29,11 @@ from ..models.micron_bert import MicronBERT
 from ..prediction import NOT_A_VERDICT, SpotConfig, figure_of_candidates, figure_of_curve, predict
 from ..recognizers.fitting import FinetuneConfig, features_of, fit
 from ..recognizers.micron_bert import Recognizer
+from ..resumable import claimed
 from ..training.problems import report_problems
 from ..training.run import device_type
+from ..visualize import save_figure
+from ..whole_file import write_whole
 from .data import DatasetName, Source
 from .score import print_score
 
@@ -121,11 +124,12 @@ def _load(
             advance=lambda: progress.update(shown, advance=1),
         )
     report_problems(prepared.problems, console)
-    if len(prepared.expressions) < len(chosen.expressions):
-        left = len(chosen.expressions) - len(prepared.expressions)
-        stamps.append(f"{left} of {len(chosen.expressions)} clips could not be read and are left out")
     label_of = dict(zip(((e.dataset, e.name) for e in chosen.expressions), chosen.labels, strict=True))
     labels = [label_of[e.dataset, e.name] for e in prepared.expressions]
+    if left := len(chosen.expressions) - len(prepared.expressions):
+        stamps.append(f"{left} of {len(chosen.expressions)} clips could not be read and are left out")
+        counts = Labelled(prepared.expressions, labels, chosen.dropped).describe(scheme)
+        counts += f"; {left} that could not be read"
     about = {"dataset": dataset, "classes": counts}
     return _Labelled(prepared.expressions, labels, SCHEMES[scheme].classes, prepared.pairs, about, stamps)
 
@@ -219,6 +223,10 @@ class Finetune:
     finetune: tyro.conf.OmitArgPrefixes[FinetuneConfig] = field(default_factory=FinetuneConfig)
 
     def run(self, console: Console) -> None:
+        with claimed(self.out):
+            self._run(console)
+
+    def _run(self, console: Console) -> None:
         if (self.out / "config.json").exists():
             raise ValueError(f"{self.out}: holds a model already; give another folder")
         backbone, _ = self.start.load()
@@ -255,15 +263,18 @@ class Predict:
 
     def run(self, console: Console) -> None:
         model = load_recognizer(self.model)
+        with claimed(self.out):
+            self._run(model, console)
+
+    def _run(self, model: Recognizer, console: Console) -> None:
         analysis = predict(self.video, model, self.spot, fps=self.fps)
-        self.out.mkdir(parents=True, exist_ok=True)
-        figure_of_curve(analysis).savefig(self.out / "curve.png", dpi=140)
+        save_figure(figure_of_curve(analysis), self.out / "curve.png")
         heatmaps = figure_of_candidates(analysis, model)
         if heatmaps is not None:
-            heatmaps.savefig(self.out / "heatmaps.png", dpi=140)
+            save_figure(heatmaps, self.out / "heatmaps.png")
         note = NOT_A_VERDICT.format(trained_on=model.config.trained_on or "an unknown set of clips")
         found = {"note": note, **analysis.as_json(), "spotting": asdict(self.spot)}
-        (self.out / "candidates.json").write_text(json.dumps(found, indent=1, ensure_ascii=False))
+        write_whole(self.out / "candidates.json", json.dumps(found, indent=1, ensure_ascii=False))
         table = Table("from", "apex", "to", "strength", "class, given that it is one")
         for candidate in analysis.candidates:
             classes = sorted(candidate.probabilities.items(), key=lambda item: -item[1])

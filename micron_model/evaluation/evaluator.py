@@ -25,6 +25,7 @@ from ..data.databases.expressions import Expression
 from ..models.micron_bert import MicronBERT
 from ..recognizers.fitting import FinetuneConfig, features_of, fit, logits_of
 from ..recognizers.micron_bert import Recognizer
+from ..resumable import claimed
 from ..whole_file import whole_file, write_whole
 from .baselines import majority_class, shuffled_labels
 from .metrics import confusion_matrix, uf1
@@ -262,7 +263,22 @@ def evaluate(
 
     Raises:
         ValueError: ``out`` holds another evaluation, or a subject is on both sides of a fold.
+        Claimed: another process writes to ``out``.
     """
+    with claimed(out):
+        return _evaluate(task, pairs, backbone, config, out, devices, workers, console)
+
+
+def _evaluate(
+    task: Task,
+    pairs: Tensor,
+    backbone: MicronBERT,
+    config: EvaluateConfig,
+    out: Path,
+    devices: Sequence[str],
+    workers: int | None,
+    console: Console | None,
+) -> Evaluation:
     console = console or Console(stderr=True)
     if workers is None:
         workers = (os.cpu_count() or 1) if devices[0] == "cpu" else len(devices)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from pathlib import Path
 from typing import Any
+
+from ..whole_file import write_whole
 
 
 class RunLog:
@@ -20,9 +21,7 @@ class RunLog:
                 with contextlib.suppress(json.JSONDecodeError):
                     if json.loads(line)["step"] <= first_step:
                         kept.append(line)
-        temporary = path.with_suffix(".part")
-        temporary.write_text("".join(line + "\n" for line in kept))
-        os.replace(temporary, path)
+        write_whole(path, "".join(line + "\n" for line in kept))
         self._file = open(path, "a", buffering=1)  # noqa: SIM115  (closed by close())
         self._writer = None
         if tensorboard:
@@ -35,14 +34,18 @@ class RunLog:
             self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        try:
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+        except OSError as error:
+            raise RuntimeError(f"{self._file.name}: could not be written ({error.strerror})") from None
         if self._writer is not None:
             for name, value in values.items():
                 if isinstance(value, float):
                     self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # a line that could not be written is tried once more
+            self._file.close()
         if self._writer is not None:
             self._writer.close()
 

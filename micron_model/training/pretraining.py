@@ -28,6 +28,7 @@ from ..data.clips.frames import Clip
 from ..data.databases.corpus import Corpus
 from ..models.config import MicronBERTConfig
 from ..models.micron_bert import MicronBERT
+from ..resumable import claimed
 from ..signals import NotedSignals
 from . import checkpoint
 from .batches import Batches
@@ -221,13 +222,16 @@ def pretrain(
             checkpoint could not be written.
         NonFiniteLossError: loss or gradient was NaN or infinite in more than ``config.max_skipped`` steps in a
             row; names step and pairs.
+        Claimed: another process writes to ``out``.
         RankLostError: another process has gone.
         Stopped: SIGTERM or SIGINT came; the step was finished and the checkpoint written.
         FrameError: 16 pairs in a row could not be read, or not one of all shards.
     """
     console = console or Console(stderr=True)
     ranks = join(device_type(config.device))
-    with NotedSignals() as signals, until_all_are_done(ranks):
+    with NotedSignals() as signals, until_all_are_done(ranks), contextlib.ExitStack() as claims:
+        if ranks.is_first:
+            claims.enter_context(claimed(out))
         run = Run(config, model_config, data, out, ranks)
         if run.path.exists() and not resume:
             raise checkpoint.CheckpointError(

@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 import cv2
 import numpy as np
 
+from ...faults import describe, raise_if_of_the_machine
 from .videos import open_video
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
@@ -69,7 +70,9 @@ def _decode(data: bytes | np.ndarray) -> np.ndarray:
         raise FrameError("is empty (0 bytes)")
     try:
         image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_COLOR)
-    except cv2.error:  # a header that states a size beyond what OpenCV takes
+    except cv2.error as error:  # a header that states a size beyond what OpenCV takes
+        if error.code == cv2.Error.StsNoMem:
+            raise MemoryError from None
         image = None
     if image is None:
         raise FrameError(f"is not an image that can be decoded ({len(data)} bytes)")
@@ -89,8 +92,9 @@ def _read(path: Path) -> np.ndarray:
         raise FrameError(f"{path}: no such file", path)
     try:
         return _decode(path.read_bytes())
-    except OSError as error:
-        raise FrameError(f"{path}: {error.strerror}", path) from None
+    except (OSError, MemoryError) as error:
+        raise_if_of_the_machine(error, path)
+        raise FrameError(f"{path}: {describe(error)}", path) from None
     except FrameError as error:
         raise FrameError(f"{path}: {error}", path) from None
 

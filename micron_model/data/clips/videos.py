@@ -16,6 +16,8 @@ from pathlib import Path
 
 import cv2
 
+from ...faults import raise_if_of_the_machine
+
 #: Of FFmpeg: what is read is this file alone, and no list or picture of others.
 _OPTIONS = {
     "protocol_whitelist": "file",
@@ -71,6 +73,15 @@ def _safe_name(path: Path) -> Iterator[str]:
         yield name
 
 
+def _check_readable(name: str) -> None:
+    """Raises MachineFault where it is not the file's fault that no reader opened it, which OpenCV does not tell."""
+    try:
+        with open(name, "rb") as file, open(name, "rb"):  # a reader may need a second descriptor
+            file.read(1)
+    except OSError as error:
+        raise_if_of_the_machine(error, name)
+
+
 @contextlib.contextmanager
 def open_video(path: str | Path) -> Iterator[cv2.VideoCapture]:
     """The video in a file, to read from; ``isOpened()`` tells whether it is one."""
@@ -81,6 +92,8 @@ def open_video(path: str | Path) -> Iterator[cv2.VideoCapture]:
                 for backend in _backends():
                     if video.open(name, backend):
                         break
+            if not video.isOpened():
+                _check_readable(name)
             yield video
         finally:
             video.release()

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...faults import raise_if_of_the_machine
 from ...whole_file import whole_file
 from ..clips.faces import Box, cut, find_face, spot_apex
 from ..clips.frames import FrameError, Problem, read_whole_image
@@ -171,6 +172,7 @@ def prepare(
 
     Raises:
         ValueError: not one could be prepared, or ``config.boxes`` is no table of boxes.
+        MachineFault: the disk of ``cache`` is full, or the like; no expression is left out for that.
     """
     boxes = read_boxes(config.boxes) if config.boxes else {}
     if cache is not None:
@@ -186,7 +188,8 @@ def prepare(
                 pair = _cut_pair(expression, size, config, boxes)
                 if path:
                     _store(path, pair)
-        except (FrameError, OSError) as error:
+        except (FrameError, OSError, MemoryError) as error:
+            raise_if_of_the_machine(error, getattr(error, "filename", None) or expression.name)
             return Problem(f"{expression.dataset} {expression.name}", f"left out: {error}")
         finally:
             advance()

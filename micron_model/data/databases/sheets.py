@@ -11,6 +11,7 @@ from pathlib import Path
 
 import openpyxl
 
+from ...faults import raise_if_of_the_machine
 from .folders import folders
 
 _SUFFIXES = {".xlsx", ".xlsm", ".xls", ".csv"}
@@ -72,6 +73,7 @@ def read_tables(path: Path) -> dict[str, list[list[str]]]:
             for sheet in book.worksheets
         }
     except Exception as error:  # a damaged archive raises whatever its parsers stumble over
+        raise_if_of_the_machine(error, path)
         raise ValueError(
             f"{path}: cannot be read as a spreadsheet ({type(error).__name__}: {error}); unpack or download it again"
         ) from None

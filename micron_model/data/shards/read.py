@@ -21,6 +21,7 @@ from webdataset.gopen import Pipe, set_options
 from webdataset.tariterators import group_by_keys
 
 from ...addresses import Address, expand, open_address
+from ...faults import describe, raise_if_of_the_machine
 from ..clips.frames import FrameError, Problem, decode_image
 from ..clips.pairs import check_delta, draw_delta
 
@@ -133,8 +134,8 @@ def _members(shard: str, note: Callable[[str], None]) -> Iterator[dict[str, Any]
             if tar.fileobj is not None and tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 note("is damaged, or cut short: what follows is passed over")
     except Exception as error:  # a handler of URLs may raise anything
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        note(f"cannot be read to its end ({reason})")
+        raise_if_of_the_machine(error, shard)
+        note(f"cannot be read to its end ({describe(error)})")
     if isinstance(stream, Pipe):
         while stream.read(1 << 16):  # a command whose output is closed early would seem to fail
             pass

@@ -6,6 +6,7 @@ clip, ascending}, then ``<key>.<number>.jpg`` for each of those frames.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -28,6 +29,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from webdataset import TarWriter
 
+from ...resumable import claimed
 from ...signals import NotedSignals
 from ...whole_file import whole_file
 from ..clips.frames import Problem, find_clips
@@ -251,14 +253,32 @@ def write_shards(
         ValueError: no clip, or not one frame could be decoded; or ``out`` holds shards of other settings or clips.
         ShardError: the disk is full, or ``out`` cannot be written to.
         ShardingStopped: SIGTERM or SIGINT came.
+        Claimed: another process writes to ``out``.
     """
     if workers is not None and workers < 1:
         raise ValueError(f"workers={workers}; at least 1 process must write")
     clips, problems = find_clips(sources, fps=config.fps)
     shards = plan_shards(clips, sources, config)
     # The clips are there for who trains on the shards and must know whom the model has seen.
-    names = [clip.name for clip in clips]
-    _claim(out, {"settings": asdict(config), "data": fingerprint(clips), "clips": names})
+    plan = {"settings": asdict(config), "data": fingerprint(clips), "clips": [clip.name for clip in clips]}
+    with contextlib.ExitStack() as claims:
+        try:
+            claims.enter_context(claimed(out))
+        except OSError as error:
+            raise ShardError(f"{out}: cannot be written to ({error.strerror})") from None
+        _claim(out, plan)
+        return _write_missing(shards, out, config, problems, workers, console)
+
+
+def _write_missing(
+    shards: Sequence[list[Run]],
+    out: Path,
+    config: ShardConfig,
+    problems: list[Problem],
+    workers: int | None,
+    console: Console | None,
+) -> Written:
+    """The shards that ``out`` lacks; see :func:`write_shards`."""
     tasks = {out / f"shard-{i:06d}.tar": runs for i, runs in enumerate(shards)}
     finished = {path: said for path in tasks if (said := _finished(path)) is not None}
     remaining = {path: runs for path, runs in tasks.items() if path not in finished}
