@@ -130,9 +130,18 @@ def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
+    """What autocast casts to on the device of ``tensor``, or None where it is off."""
+    if not (torch.compiler.is_compiling() or torch._C._is_any_autocast_enabled()):
+        return None
+    device_type = tensor.device.type
+    if not torch.amp.is_autocast_available(device_type) or not torch.is_autocast_enabled(device_type):
+        return None
+    return torch.get_autocast_dtype(device_type)
+
+
 def autocast_off(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
     """Keep an operator's own arithmetic as written: inside it, autocast would cast its fp32 sums down."""
-    device_type = tensor.device.type
-    if torch.is_autocast_enabled(device_type):
-        return torch.autocast(device_type, enabled=False)
+    if autocast_dtype(tensor) is not None:
+        return torch.autocast(tensor.device.type, enabled=False)
     return contextlib.nullcontext()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import _check
-from .._implementation import Impl, choose
+from .._implementation import Impl, autocast_dtype
 from . import ops
 
 
@@ -93,24 +93,14 @@ def diagonal_attention(
         _check.shape("key_mask", key_mask, (batch, length), "(B, N) of key")
         _check.same_device("key_mask", key_mask, "query", query)
 
-    device_type = query.device.type
-    if torch.is_autocast_enabled(device_type) and query.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(device_type)
+    dtype = autocast_dtype(query)
+    if dtype is not None and query.dtype != torch.float64:
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     _check.same_dtype("key", key, "query", query)
     _check.same_dtype("value", value, "query", query)
 
-    chosen = choose(
-        "diagonal_attention",
-        impl,
-        ops.IMPLEMENTATIONS,
-        query.device,
-        query.dtype,
-        width=width,
-        value_width=value.shape[-1],
-    )
     keep = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad)
     out, weights, *_ = ops.diagonal_attention(
-        query, key, value, float(scale), row_weight, rows, key_mask, chosen, keep
+        query, key, value, scale, row_weight, rows, key_mask, impl, keep
     )
     return (out, weights) if return_weights else out

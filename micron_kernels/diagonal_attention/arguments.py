@@ -42,6 +42,15 @@ class Wanted(NamedTuple):
     row_weight: bool = True
 
 
+class Tangents(NamedTuple):
+    """The direction in which the inputs change, of their shapes and dtypes; None for no change."""
+
+    query: Tensor | None = None
+    key: Tensor | None = None
+    value: Tensor | None = None
+    row_weight: Tensor | None = None
+
+
 #: Of query, key, value and row_weight; None where it is not wanted.
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 

@@ -1,15 +1,15 @@
 """Registration of diagonal attention with torch.library: one opaque operator forward, one backward."""
 
-from collections.abc import Sequence
-from typing import Optional, Tuple
+from __future__ import annotations
 
 import torch
 from torch import Tensor
 
 from .._extension import register
-from .._implementation import TritonModule, accumulate_dtype, autocast_off
+from .._implementation import TritonModule, accumulate_dtype, autocast_off, choose
+from .._operator import Operator
 from . import native, reference
-from .arguments import Inputs, Saved, Wanted, keeps_exponentials
+from .arguments import Inputs, Saved, Tangents, Wanted, keeps_exponentials
 
 _TRITON = TritonModule(
     "diagonal_attention", torch.float32, torch.bfloat16, torch.float16, width=512, value_width=512
@@ -17,7 +17,7 @@ _TRITON = TritonModule(
 IMPLEMENTATIONS = register({"reference": reference, "triton": _TRITON}, native)
 
 
-def _check_rows(rows: Optional[Tensor], length: int) -> None:
+def _check_rows(rows: Tensor | None, length: int) -> None:
     """Positions are data, so they are checked where data is at hand, and not on a GPU: that would stop it."""
     if rows is None or rows.device.type != "cpu" or rows.numel() == 0:
         return
@@ -27,75 +27,62 @@ def _check_rows(rows: Optional[Tensor], length: int) -> None:
         raise ValueError(f"rows holds {wrong}; positions must lie in [0, N) = [0, {length})")
 
 
-@torch.library.custom_op("micron_kernels::diagonal_attention", mutates_args=())
-def diagonal_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scale: float,
-    row_weight: Optional[Tensor],
-    rows: Optional[Tensor],
-    key_mask: Optional[Tensor],
-    impl: str,
-    keep: bool,
-) -> Tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(out, *Saved); ``keep`` the exponentials, if the rule allows it: where query or key want a gradient."""
+def _choose(impl: str | None, query: Tensor, value: Tensor) -> str:
+    return choose(
+        "diagonal_attention",
+        impl,
+        IMPLEMENTATIONS,
+        query.device,
+        query.dtype,
+        width=query.shape[3],
+        value_width=value.shape[3],
+    )
+
+
+def _forward(query, key, value, scale, row_weight, rows, key_mask, impl, keep):
     _check_rows(rows, query.shape[2])
+    implementation = IMPLEMENTATIONS[_choose(impl, query, value)]
     inputs = Inputs(query, key, value, scale, row_weight, rows, key_mask)
     with autocast_off(query):
-        out, saved = IMPLEMENTATIONS[impl].forward(inputs, keep and keeps_exponentials(query, rows, impl))
+        out, saved = implementation.forward(inputs, keep and keeps_exponentials(query, rows, impl))
     weights, row_max, row_sum, exponentials = saved
     return out, weights, row_max, row_sum, weights.new_empty((0,)) if exponentials is None else exponentials
 
 
-@diagonal_attention.register_fake
-def _(query, key, value, scale, row_weight, rows, key_mask, impl, keep):
+def _forward_fake(query, key, value, scale, row_weight, rows, key_mask, impl, keep):
     batch, heads, length, _ = query.shape
     computed = length if rows is None else rows.shape[1]
-    statistics = query.new_empty((batch, heads, computed), dtype=accumulate_dtype(query.dtype))
-    out = query.new_empty((batch, heads, computed, value.shape[-1]))
     kept = (batch, heads, computed, length) if keep and keeps_exponentials(query, rows, impl) else (0,)
-    return (
-        out,
-        statistics,
-        torch.empty_like(statistics),
-        torch.empty_like(statistics),
-        statistics.new_empty(kept),
-    )
+    statistics = [(batch, heads, computed)] * 3
+    dtype = accumulate_dtype(query.dtype)
+    out = query.new_empty((batch, heads, computed, value.shape[3]))
+    return out, *(query.new_empty(shape, dtype=dtype) for shape in (*statistics, kept))
 
 
-@torch.library.custom_op("micron_kernels::diagonal_attention_backward", mutates_args=())
-def diagonal_attention_backward(
-    grad_out: Optional[Tensor],
-    grad_weights: Optional[Tensor],
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scale: float,
-    row_weight: Optional[Tensor],
-    rows: Optional[Tensor],
-    key_mask: Optional[Tensor],
-    weights: Tensor,
-    row_max: Tensor,
-    row_sum: Tensor,
-    exponentials: Tensor,
-    wanted: Sequence[bool],
-    impl: str,
-) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of query, key, value and row_weight, empty where not ``wanted`` or without a row_weight."""
+#: (out, *Saved); ``keep`` the exponentials, if the rule allows it.
+diagonal_attention = Operator(
+    "diagonal_attention(Tensor query, Tensor key, Tensor value, float scale, Tensor? row_weight, Tensor? rows, "
+    "Tensor? key_mask, str? impl, bool keep) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _forward,
+    _forward_fake,
+)
+
+
+def _backward(
+    query, key, value, scale, row_weight, rows, key_mask, grad_out, grad_weights,
+    weights, row_max, row_sum, exponentials, wanted, impl,
+):  # fmt: skip
     inputs = Inputs(query, key, value, scale, row_weight, rows, key_mask)
+    saved = Saved(weights, row_max, row_sum, exponentials if exponentials.numel() else None)
     which = Wanted(*wanted)
     # Without the gradient of a score there is no product of matrices to be fast at.
-    implementation = IMPLEMENTATIONS[impl] if which.query or which.key else reference
-    saved = Saved(weights, row_max, row_sum, exponentials if exponentials.numel() else None)
+    implementation = IMPLEMENTATIONS[_choose(impl, query, value) if which.query or which.key else "reference"]
     with autocast_off(query):
         gradients = implementation.backward(grad_out, grad_weights, inputs, saved, which)
-    d_query, d_key, d_value, d_weight = (query.new_empty((0,)) if x is None else x for x in gradients)
-    return d_query, d_key, d_value, d_weight
+    return tuple(query.new_empty((0,)) if x is None else x for x in gradients)
 
 
-@diagonal_attention_backward.register_fake
-def _(grad_out, grad_weights, query, key, value, scale, row_weight, *rest):
+def _backward_fake(query, key, value, scale, row_weight, *rest):
     wanted = rest[-2]
     return tuple(
         query.new_empty((0,)) if x is None or not wants else x.new_empty(x.shape)
@@ -103,37 +90,69 @@ def _(grad_out, grad_weights, query, key, value, scale, row_weight, *rest):
     )
 
 
-def _setup_context(ctx, inputs, output):
-    query, key, value, scale, row_weight, rows, key_mask, impl, _ = inputs
-    ctx.save_for_backward(query, key, value, row_weight, rows, key_mask, *output[1:])
-    ctx.scale, ctx.impl = scale, impl
-    ctx.set_materialize_grads(False)
+#: Gradients of query, key, value and row_weight, empty where not ``wanted`` or without a row_weight.
+diagonal_attention_backward = Operator(
+    "diagonal_attention_backward(Tensor query, Tensor key, Tensor value, float scale, Tensor? row_weight, "
+    "Tensor? rows, Tensor? key_mask, Tensor? grad_out, Tensor? grad_weights, Tensor weights, Tensor row_max, "
+    "Tensor row_sum, Tensor exponentials, bool[4] wanted, str? impl) -> (Tensor, Tensor, Tensor, Tensor)",
+    _backward,
+    _backward_fake,
+)
 
 
-def _backward(ctx, grad_out, grad_weights, *_grads):
-    query, key, value, row_weight, rows, key_mask, *saved = ctx.saved_tensors
-    if grad_out is None and grad_weights is None:
-        return (None,) * 9
-    needs = ctx.needs_input_grad
-    wanted = (*needs[:3], needs[4])
-    gradients = diagonal_attention_backward(
-        grad_out,
-        grad_weights,
-        query,
-        key,
-        value,
-        ctx.scale,
-        row_weight,
-        rows,
-        key_mask,
-        *saved,
-        wanted,
-        ctx.impl,
+def _of_inputs(x):
+    """What is given for each differentiable one of the inputs."""
+    query, key, value, _, row_weight, *_ = x
+    return query, key, value, row_weight
+
+
+def _gradients(saved, grads, wanted):
+    *inputs, impl, weights, row_max, row_sum, exponentials = saved
+    which = _of_inputs(wanted)
+    results = diagonal_attention_backward(
+        *inputs, *grads, weights, row_max, row_sum, exponentials, which, impl
     )
-    d_query, d_key, d_value, d_weight = (
-        gradient if wants else None for gradient, wants in zip(gradients, wanted, strict=True)
-    )
+    d_query, d_key, d_value, d_weight = (x if w else None for x, w in zip(results, which, strict=True))
     return d_query, d_key, d_value, None, d_weight, None, None, None, None
 
 
-diagonal_attention.register_autograd(_backward, setup_context=_setup_context)
+def _tangents(saved, tangents):
+    return reference.forward_tangent(Inputs(*saved[:7]), Tangents(*_of_inputs(tangents)))
+
+
+diagonal_attention.derivatives(
+    save=lambda args, results: (*args[:8], *results[1:]),
+    gradients=_gradients,
+    tangents=_tangents,
+    outputs=2,
+)
+
+
+def _backward_gradients(saved, grads, wanted):
+    *inputs, grad_out, grad_weights, given = saved
+    inputs = Inputs(*inputs)
+    direction = Tangents(*(grad if is_given else None for grad, is_given in zip(grads, given, strict=True)))
+    d_query, d_key, d_value, d_weight = reference.backward_tangent(
+        grad_out, grad_weights, inputs, None, None, direction, Wanted(*_of_inputs(wanted))
+    )
+    d_out, d_weights = None, None
+    if wanted[7] or wanted[8]:
+        d_out, d_weights = reference.forward_tangent(inputs, direction)
+    return d_query, d_key, d_value, None, d_weight, None, None, d_out, d_weights, *(None,) * 6
+
+
+def _backward_tangents(saved, tangents):
+    *inputs, grad_out, grad_weights, given = saved
+    t_grad_out, t_grad_weights = tangents[7:9]
+    direction = Tangents(*_of_inputs(tangents))
+    return reference.backward_tangent(
+        grad_out, grad_weights, Inputs(*inputs), t_grad_out, t_grad_weights, direction, Wanted(*given)
+    )
+
+
+diagonal_attention_backward.derivatives(
+    save=lambda args, results: (*args[:9], args[13]),
+    gradients=_backward_gradients,
+    tangents=_backward_tangents,
+    outputs=4,
+)

@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from .. import _check
-from .._implementation import Impl, choose
+from .._implementation import Impl
 from . import ops
 
 
@@ -59,5 +59,4 @@ def frame_difference(
     if norm not in ("l1", "l2"):
         raise ValueError(f"norm={norm!r}; it must be 'l1' or 'l2'")
     scale = _check.per_channel("channel_scale", channel_scale, channels, frames)
-    chosen = choose("frame_difference", impl, ops.IMPLEMENTATIONS, frames.device, frames.dtype)
-    return ops.frame_difference(frames, reference, patch_size, norm, scale, chosen)
+    return ops.frame_difference(frames, reference, patch_size, norm, scale, impl)

@@ -1,12 +1,12 @@
 """Registration of frame difference with torch.library: one opaque operator forward, one backward."""
 
-from typing import Optional, Tuple
+from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from .._extension import register
-from .._implementation import TritonModule, accumulate_dtype, autocast_off
+from .._implementation import TritonModule, accumulate_dtype, autocast_off, choose
+from .._operator import Operator
 from . import native
 from . import reference as reference_implementation
 
@@ -14,57 +14,87 @@ _TRITON = TritonModule("frame_difference", torch.uint8, torch.float32, torch.bfl
 IMPLEMENTATIONS = register({"reference": reference_implementation, "triton": _TRITON}, native)
 
 
-@torch.library.custom_op("micron_kernels::frame_difference", mutates_args=())
-def frame_difference(
-    frames: Tensor,
-    reference: Tensor,
-    patch_size: int,
-    norm: str,
-    channel_scale: Optional[Tensor],
-    impl: str,
-) -> Tensor:
+def _implementation(impl, frames):
+    return IMPLEMENTATIONS[choose("frame_difference", impl, IMPLEMENTATIONS, frames.device, frames.dtype)]
+
+
+def _forward(frames, reference, patch_size, norm, channel_scale, impl):
     with autocast_off(frames):
-        return IMPLEMENTATIONS[impl].forward(frames, reference, patch_size, norm, channel_scale)
+        return _implementation(impl, frames).forward(frames, reference, patch_size, norm, channel_scale)
 
 
-@frame_difference.register_fake
-def _(frames, reference, patch_size, norm, channel_scale, impl):
+def _forward_fake(frames, reference, patch_size, norm, channel_scale, impl):
     patches = (frames.shape[-2] // patch_size) * (frames.shape[-1] // patch_size)
     return frames.new_empty((*frames.shape[:-3], patches), dtype=accumulate_dtype(frames.dtype))
 
 
-@torch.library.custom_op("micron_kernels::frame_difference_backward", mutates_args=())
-def frame_difference_backward(
-    grad: Tensor,
-    frames: Tensor,
-    reference: Tensor,
-    patch_size: int,
-    norm: str,
-    channel_scale: Optional[Tensor],
-    impl: str,
-) -> Tuple[Tensor, Tensor]:
-    """Gradients of frames and reference, contiguous."""
+frame_difference = Operator(
+    "frame_difference(Tensor frames, Tensor reference, SymInt patch_size, str norm, Tensor? channel_scale, "
+    "str? impl) -> Tensor",
+    _forward,
+    _forward_fake,
+)
+
+
+def _backward(grad, frames, reference, patch_size, norm, channel_scale, impl):
     with autocast_off(frames):
-        return IMPLEMENTATIONS[impl].backward(grad, frames, reference, patch_size, norm, channel_scale)
+        implementation = _implementation(impl, frames)
+        return implementation.backward(grad, frames, reference, patch_size, norm, channel_scale)
 
 
-@frame_difference_backward.register_fake
-def _(grad, frames, reference, patch_size, norm, channel_scale, impl):
+def _backward_fake(grad, frames, reference, patch_size, norm, channel_scale, impl):
     return frames.new_empty(frames.shape), reference.new_empty(reference.shape)
 
 
-def _setup_context(ctx, inputs, output):
-    frames, reference, patch_size, norm, channel_scale, impl = inputs
-    ctx.save_for_backward(frames, reference, channel_scale)
-    ctx.patch_size, ctx.norm, ctx.impl = patch_size, norm, impl
+#: Gradients of frames and reference, contiguous.
+frame_difference_backward = Operator(
+    "frame_difference_backward(Tensor grad, Tensor frames, Tensor reference, SymInt patch_size, str norm, "
+    "Tensor? channel_scale, str? impl) -> (Tensor, Tensor)",
+    _backward,
+    _backward_fake,
+)
 
 
-def _backward(ctx, grad):
-    frames, reference, channel_scale = ctx.saved_tensors
-    d_frames, d_reference = frame_difference_backward(
-        grad, frames, reference, ctx.patch_size, ctx.norm, channel_scale, ctx.impl
+def _gradients(saved, grads, wanted):
+    return *frame_difference_backward(*grads, *saved), None, None, None, None
+
+
+def _tangents(saved, tangents):
+    return (reference_implementation.forward_tangent(*saved[:5], *tangents[:2]),)
+
+
+frame_difference.derivatives(save=lambda args, results: args, gradients=_gradients, tangents=_tangents)
+
+
+def _backward_gradients(saved, grads, wanted):
+    grad, *inputs, impl = saved
+    d_grad = None
+    if wanted[0]:
+        d_grad = reference_implementation.forward_tangent(*inputs, *grads).to(grad.dtype)
+    d_frames, d_reference = _second_order(grad, inputs, grads, impl) if any(wanted[1:3]) else (None, None)
+    return d_grad, d_frames, d_reference, None, None, None, None
+
+
+def _backward_tangents(saved, tangents):
+    grad, *inputs, impl = saved
+    results = [_second_order(grad, inputs, tangents[1:3], impl)]
+    if tangents[0] is not None:
+        results.append(frame_difference_backward(tangents[0], *inputs, impl))
+    return tuple(sum(x for x in column if x is not None) for column in zip(*results, strict=True))
+
+
+def _second_order(grad, inputs, direction, impl):
+    """The gradient is a constant for "l1", and for "l2" linear in frames − reference."""
+    frames, reference, patch_size, norm, channel_scale = inputs
+    if norm == "l1":
+        return torch.zeros_like(frames), torch.zeros_like(reference)
+    d_frames, d_reference = (
+        torch.zeros_like(x) if dx is None else dx
+        for x, dx in zip((frames, reference), direction, strict=True)
     )
-    return d_frames, d_reference, None, None, None, None
+    return frame_difference_backward(grad, d_frames, d_reference, patch_size, norm, channel_scale, impl)
 
 
-frame_difference.register_autograd(_backward, setup_context=_setup_context)
+frame_difference_backward.derivatives(
+    save=lambda args, results: args, gradients=_backward_gradients, tangents=_backward_tangents, outputs=2
+)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import _check
-from .._implementation import Impl, choose
+from .._implementation import Impl
 from . import ops
 
 
@@ -63,8 +63,7 @@ def topk_mask(scores: Tensor, k: int | float, *, impl: Impl | None = None) -> tu
         RuntimeError: ``impl`` names an implementation that is not available.
     """
     _check_scores(scores)
-    chosen = choose("poi_topk", impl, ops.IMPLEMENTATIONS, scores.device, scores.dtype)
-    return ops.topk_mask(scores.detach(), count(k, scores.shape[1]), chosen)
+    return ops.topk_mask(scores.detach(), count(k, scores.shape[1]), impl)
 
 
 def mask_tokens(
@@ -88,8 +87,7 @@ def mask_tokens(
         RuntimeError: ``impl`` names an implementation that is not available.
     """
     _check_tokens(tokens, scores)
-    chosen = choose("poi_topk", impl, ops.IMPLEMENTATIONS, tokens.device, tokens.dtype, scores.dtype)
-    return ops.mask_tokens(tokens, scores, count(k, scores.shape[1]), weighted, chosen)[0]
+    return ops.mask_tokens(tokens, scores, count(k, scores.shape[1]), weighted, impl)[0]
 
 
 def select_tokens(
@@ -103,5 +101,4 @@ def select_tokens(
         tokens (B, k, D) in the dtype of ``tokens``, contiguous; indices (B, k) int64, ascending.
     """
     _check_tokens(tokens, scores)
-    chosen = choose("poi_topk", impl, ops.IMPLEMENTATIONS, tokens.device, tokens.dtype, scores.dtype)
-    return ops.select_tokens(tokens, scores, count(k, scores.shape[1]), weighted, chosen)
+    return ops.select_tokens(tokens, scores, count(k, scores.shape[1]), weighted, impl)

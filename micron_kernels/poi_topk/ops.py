@@ -4,93 +4,133 @@
 backward each; both return the chosen indices, which the backward needs.
 """
 
-from typing import Tuple
+from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from .._extension import register
-from .._implementation import TritonModule, autocast_off
+from .._implementation import TritonModule, autocast_off, choose
+from .._operator import Operator
 from . import native, reference
 
 _TRITON = TritonModule("poi_topk", torch.float32, torch.bfloat16, torch.float16)
 IMPLEMENTATIONS = register({"reference": reference, "triton": _TRITON}, native)
 
 
-@torch.library.custom_op("micron_kernels::topk_mask", mutates_args=())
-def topk_mask(scores: Tensor, k: int, impl: str) -> Tuple[Tensor, Tensor]:
-    return IMPLEMENTATIONS[impl].topk_mask(scores, k)
+def _implementation(impl, x, *others):
+    dtypes = (x.dtype, *(y.dtype for y in others))
+    return IMPLEMENTATIONS[choose("poi_topk", impl, IMPLEMENTATIONS, x.device, *dtypes)]
 
 
-@topk_mask.register_fake
-def _(scores, k, impl):
+def _topk_mask(scores, k, impl):
+    return _implementation(impl, scores).topk_mask(scores, k)
+
+
+def _topk_mask_fake(scores, k, impl):
     mask = scores.new_empty(scores.shape, dtype=torch.bool)
     return mask, scores.new_empty((scores.shape[0], k), dtype=torch.int64)
 
 
-@torch.library.custom_op("micron_kernels::mask_tokens", mutates_args=())
-def mask_tokens(tokens: Tensor, scores: Tensor, k: int, weighted: bool, impl: str) -> Tuple[Tensor, Tensor]:
+topk_mask = Operator(
+    "topk_mask(Tensor scores, SymInt k, str? impl) -> (Tensor, Tensor)", _topk_mask, _topk_mask_fake
+)
+
+
+def _mask_tokens(tokens, scores, k, weighted, impl):
     with autocast_off(tokens):
-        return IMPLEMENTATIONS[impl].mask_tokens(tokens, scores, k, weighted)
+        return _implementation(impl, tokens, scores).mask_tokens(tokens, scores, k, weighted)
 
 
-@mask_tokens.register_fake
-def _(tokens, scores, k, weighted, impl):
+def _mask_tokens_fake(tokens, scores, k, weighted, impl):
     return tokens.new_empty(tokens.shape), scores.new_empty((scores.shape[0], k), dtype=torch.int64)
 
 
-@torch.library.custom_op("micron_kernels::select_tokens", mutates_args=())
-def select_tokens(tokens: Tensor, scores: Tensor, k: int, weighted: bool, impl: str) -> Tuple[Tensor, Tensor]:
+def _select_tokens(tokens, scores, k, weighted, impl):
     with autocast_off(tokens):
-        return IMPLEMENTATIONS[impl].select_tokens(tokens, scores, k, weighted)
+        return _implementation(impl, tokens, scores).select_tokens(tokens, scores, k, weighted)
 
 
-@select_tokens.register_fake
-def _(tokens, scores, k, weighted, impl):
+def _select_tokens_fake(tokens, scores, k, weighted, impl):
     batch, _, width = tokens.shape
     return tokens.new_empty((batch, k, width)), scores.new_empty((batch, k), dtype=torch.int64)
 
 
-def _fake_gradients(grad, tokens, scores, indices, weighted, impl):
+_FORWARD = "(Tensor tokens, Tensor scores, SymInt k, bool weighted, str? impl) -> (Tensor, Tensor)"
+mask_tokens = Operator(f"mask_tokens{_FORWARD}", _mask_tokens, _mask_tokens_fake)
+select_tokens = Operator(f"select_tokens{_FORWARD}", _select_tokens, _select_tokens_fake)
+
+
+def _mask_tokens_backward(grad, tokens, scores, indices, weighted, impl):
+    with autocast_off(tokens):
+        implementation = _implementation(impl, tokens, scores)
+        return implementation.mask_tokens_backward(grad, tokens, scores, indices, weighted)
+
+
+def _select_tokens_backward(grad, tokens, scores, indices, weighted, impl):
+    with autocast_off(tokens):
+        implementation = _implementation(impl, tokens, scores)
+        return implementation.select_tokens_backward(grad, tokens, scores, indices, weighted)
+
+
+def _backward_fake(grad, tokens, scores, indices, weighted, impl):
     return tokens.new_empty(tokens.shape), scores.new_empty(scores.shape if weighted else (0,))
 
 
-@torch.library.custom_op("micron_kernels::mask_tokens_backward", mutates_args=())
-def mask_tokens_backward(
-    grad: Tensor, tokens: Tensor, scores: Tensor, indices: Tensor, weighted: bool, impl: str
-) -> Tuple[Tensor, Tensor]:
-    """Gradients of tokens and scores (an empty tensor unless weighted) from grad (B, N, D)."""
-    with autocast_off(tokens):
-        return IMPLEMENTATIONS[impl].mask_tokens_backward(grad, tokens, scores, indices, weighted)
+#: Gradients of tokens and scores (an empty tensor unless weighted) from grad (B, N, D) or (B, k, D).
+_BACKWARD = (
+    "_backward(Tensor grad, Tensor tokens, Tensor scores, Tensor indices, bool weighted, str? impl) "
+    "-> (Tensor, Tensor)"
+)
+mask_tokens_backward = Operator(f"mask_tokens{_BACKWARD}", _mask_tokens_backward, _backward_fake)
+select_tokens_backward = Operator(f"select_tokens{_BACKWARD}", _select_tokens_backward, _backward_fake)
 
 
-@torch.library.custom_op("micron_kernels::select_tokens_backward", mutates_args=())
-def select_tokens_backward(
-    grad: Tensor, tokens: Tensor, scores: Tensor, indices: Tensor, weighted: bool, impl: str
-) -> Tuple[Tensor, Tensor]:
-    """Gradients of tokens and scores (an empty tensor unless weighted) from grad (B, k, D)."""
-    with autocast_off(tokens):
-        return IMPLEMENTATIONS[impl].select_tokens_backward(grad, tokens, scores, indices, weighted)
+def _add_derivatives(forward: Operator, backward: Operator, tangent) -> None:
+    """``tangent`` of reference.py is that of ``forward``; the backward is linear in grad, tokens and scores each."""
+
+    def gradients(saved, grads, wanted):
+        tokens, scores, indices, weighted, impl = saved
+        d_tokens, d_scores = backward(*grads, tokens, scores, indices, weighted, impl)
+        return d_tokens, d_scores if weighted else None, None, None, None
+
+    def tangents(saved, tangents):
+        tokens, scores, indices, weighted, _ = saved
+        return (tangent(tokens, scores, indices, weighted, *tangents[:2]),)
+
+    forward.derivatives(
+        save=lambda args, results: (*args[:2], results[1], *args[3:]), gradients=gradients, tangents=tangents
+    )
+
+    def change(saved, d_grad, d_tokens, d_scores):
+        """The change of the backward for that of its first three arguments."""
+        grad, tokens, scores, indices, weighted, impl = saved
+        parts = [] if d_grad is None else [backward(d_grad, tokens, scores, indices, weighted, impl)]
+        if weighted and not (d_tokens is None and d_scores is None):
+            d_tokens = torch.zeros_like(tokens) if d_tokens is None else d_tokens
+            d_scores = torch.zeros_like(scores) if d_scores is None else d_scores
+            parts.append(backward(grad, d_tokens, d_scores, indices, weighted, impl))
+        if not parts:
+            return torch.zeros_like(tokens), torch.zeros_like(scores)
+        return tuple(sum(column[1:], column[0]) for column in zip(*parts, strict=True))
+
+    def backward_gradients(saved, grads, wanted):
+        _, tokens, scores, indices, weighted, _ = saved
+        d_tokens, d_scores = grads
+        d_grad, second = None, (None, None)
+        if wanted[0]:
+            d_grad = tangent(tokens, scores, indices, weighted, d_tokens, d_scores if weighted else None)
+        if weighted and (wanted[1] or wanted[2]):
+            second = change(saved, None, d_tokens, d_scores)
+        return d_grad, *second, None, None, None
+
+    def backward_tangents(saved, tangents):
+        d_tokens, d_scores = change(saved, *tangents[:3])
+        return d_tokens, d_scores if saved[4] else None
+
+    backward.derivatives(
+        save=lambda args, results: args, gradients=backward_gradients, tangents=backward_tangents, outputs=2
+    )
 
 
-mask_tokens_backward.register_fake(_fake_gradients)
-select_tokens_backward.register_fake(_fake_gradients)
-
-
-def _setup_context(ctx, inputs, output):
-    tokens, scores, _, weighted, impl = inputs
-    ctx.save_for_backward(tokens, scores, output[1])
-    ctx.weighted, ctx.impl = weighted, impl
-
-
-def _backward_through(backward_op):
-    def backward(ctx, grad, _grad_indices):
-        tokens, scores, indices = ctx.saved_tensors
-        d_tokens, d_scores = backward_op(grad, tokens, scores, indices, ctx.weighted, ctx.impl)
-        return d_tokens, d_scores if ctx.weighted else None, None, None, None
-
-    return backward
-
-
-mask_tokens.register_autograd(_backward_through(mask_tokens_backward), setup_context=_setup_context)
-select_tokens.register_autograd(_backward_through(select_tokens_backward), setup_context=_setup_context)
+_add_derivatives(mask_tokens, mask_tokens_backward, reference.mask_tokens_tangent)
+_add_derivatives(select_tokens, select_tokens_backward, reference.select_tokens_tangent)

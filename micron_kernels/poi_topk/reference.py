@@ -2,6 +2,8 @@
 
 out_i = token_i (· score_i if weighted)   for the k highest scores; ties to the lower position, NaN last
 d token_i = d out_i (· score_i)           d score_i = token_i · d out_i, if weighted
+
+The derivative in a direction (token', score') is token'_i (· score_i) + token_i score'_i for the same k.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ def _gather(tokens: Tensor, indices: Tensor) -> Tensor:
 
 def _scatter(kept: Tensor, indices: Tensor, length: int) -> Tensor:
     batch, _, width = kept.shape
-    return kept.new_zeros((batch, length, width)).scatter_(1, indices[..., None].expand_as(kept), kept)
+    return kept.new_zeros((batch, length, width)).scatter(1, indices[..., None].expand_as(kept), kept)
 
 
 def select_tokens(tokens: Tensor, scores: Tensor, k: int, weighted: bool) -> tuple[Tensor, Tensor]:
@@ -50,6 +52,40 @@ def mask_tokens(tokens: Tensor, scores: Tensor, k: int, weighted: bool) -> tuple
     """(tokens (B, N, D) with zeros where they are not kept, indices (B, k))."""
     kept, indices = select_tokens(tokens, scores, k, weighted)
     return _scatter(kept, indices, tokens.shape[1]), indices
+
+
+def select_tokens_tangent(
+    tokens: Tensor,
+    scores: Tensor,
+    indices: Tensor,
+    weighted: bool,
+    t_tokens: Tensor | None,
+    t_scores: Tensor | None,
+) -> Tensor:
+    """The change of the kept tokens (B, k, D) for that of tokens and scores; it can be differentiated itself."""
+    t_kept = _gather(torch.zeros_like(tokens) if t_tokens is None else t_tokens, indices)
+    if not weighted:
+        return t_kept
+    dtype = accumulate_dtype(tokens.dtype)
+    change = t_kept.to(dtype) * scores.gather(1, indices)[..., None].to(dtype)
+    if t_scores is not None:
+        change = change + _gather(tokens, indices).to(dtype) * t_scores.gather(1, indices)[..., None].to(
+            dtype
+        )
+    return change.to(tokens.dtype)
+
+
+def mask_tokens_tangent(
+    tokens: Tensor,
+    scores: Tensor,
+    indices: Tensor,
+    weighted: bool,
+    t_tokens: Tensor | None,
+    t_scores: Tensor | None,
+) -> Tensor:
+    """The change of the result (B, N, D) for that of tokens and scores; it can be differentiated itself."""
+    kept = select_tokens_tangent(tokens, scores, indices, weighted, t_tokens, t_scores)
+    return _scatter(kept, indices, tokens.shape[1])
 
 
 def select_tokens_backward(

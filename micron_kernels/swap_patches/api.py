@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import _check
-from .._implementation import Impl, choose
+from .._implementation import Impl
 from . import ops
 
 
@@ -69,8 +69,7 @@ def swap_patches(
     if isinstance(std, (list, tuple)) and 0 in std:  # a tensor may be on a GPU, where looking would stop it
         raise ValueError(f"std={std!r} holds 0, by which the result would be divided")
     std = _check.per_channel("std", std, channels, frame)
-    chosen = choose("swap_patches", impl, ops.IMPLEMENTATIONS, frame.device, frame.dtype, dtype)
-    return ops.swap_patches(frame, other, swap, patch_size, mean, std, dtype, chosen)
+    return ops.swap_patches(frame, other, swap, patch_size, mean, std, dtype, impl)
 
 
 def _log_range(name: str, value: tuple[float, float]) -> tuple[float, float]:

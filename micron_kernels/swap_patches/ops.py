@@ -1,62 +1,98 @@
 """Registration of patch swapping with torch.library: one opaque operator forward, one backward."""
 
-from typing import Optional, Tuple
+from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from .._extension import register
-from .._implementation import TritonModule, autocast_off
+from .._implementation import TritonModule, autocast_off, choose
+from .._operator import Operator
 from . import native, reference
 
 _TRITON = TritonModule("swap_patches", torch.uint8, torch.float32, torch.bfloat16, torch.float16)
 IMPLEMENTATIONS = register({"reference": reference, "triton": _TRITON}, native)
 
 
-@torch.library.custom_op("micron_kernels::swap_patches", mutates_args=())
-def swap_patches(
-    frame: Tensor,
-    other: Tensor,
-    swap: Tensor,
-    patch_size: int,
-    mean: Optional[Tensor],
-    std: Optional[Tensor],
-    dtype: torch.dtype,
-    impl: str,
-) -> Tensor:
+def _implementation(impl, x, dtype):
+    return IMPLEMENTATIONS[choose("swap_patches", impl, IMPLEMENTATIONS, x.device, x.dtype, dtype)]
+
+
+def _forward(frame, other, swap, patch_size, mean, std, dtype, impl):
     with autocast_off(frame):
-        return IMPLEMENTATIONS[impl].forward(frame, other, swap, patch_size, mean, std, dtype)
+        implementation = _implementation(impl, frame, dtype)
+        return implementation.forward(frame, other, swap, patch_size, mean, std, dtype)
 
 
-@swap_patches.register_fake
-def _(frame, other, swap, patch_size, mean, std, dtype, impl):
+def _forward_fake(frame, other, swap, patch_size, mean, std, dtype, impl):
     return frame.new_empty(frame.shape, dtype=dtype)
 
 
-@torch.library.custom_op("micron_kernels::swap_patches_backward", mutates_args=())
-def swap_patches_backward(
-    grad: Tensor, swap: Tensor, patch_size: int, std: Optional[Tensor], dtype: torch.dtype, impl: str
-) -> Tuple[Tensor, Tensor]:
-    """Gradients of frame and other, contiguous, in ``dtype``."""
+swap_patches = Operator(
+    "swap_patches(Tensor frame, Tensor other, Tensor swap, SymInt patch_size, Tensor? mean, Tensor? std, "
+    "ScalarType dtype, str? impl) -> Tensor",
+    _forward,
+    _forward_fake,
+)
+
+
+def _backward(grad, swap, patch_size, std, dtype, impl):
     with autocast_off(grad):
-        return IMPLEMENTATIONS[impl].backward(grad, swap, patch_size, std, dtype)
+        return _implementation(impl, grad, dtype).backward(grad, swap, patch_size, std, dtype)
 
 
-@swap_patches_backward.register_fake
-def _(grad, swap, patch_size, std, dtype, impl):
+def _backward_fake(grad, swap, patch_size, std, dtype, impl):
     return grad.new_empty(grad.shape, dtype=dtype), grad.new_empty(grad.shape, dtype=dtype)
 
 
-def _setup_context(ctx, inputs, output):
-    frame, _, swap, patch_size, _, std, _, impl = inputs
-    ctx.save_for_backward(swap, std)
-    ctx.patch_size, ctx.dtype, ctx.impl = patch_size, frame.dtype, impl
+#: Gradients of frame and other, contiguous, in ``dtype``.
+swap_patches_backward = Operator(
+    "swap_patches_backward(Tensor grad, Tensor swap, SymInt patch_size, Tensor? std, ScalarType dtype, str? impl) "
+    "-> (Tensor, Tensor)",
+    _backward,
+    _backward_fake,
+)
 
 
-def _backward(ctx, grad):
-    swap, std = ctx.saved_tensors
-    d_frame, d_other = swap_patches_backward(grad, swap, ctx.patch_size, std, ctx.dtype, ctx.impl)
-    return d_frame, d_other, None, None, None, None, None, None
+def _save(args, results):
+    frame, _, swap, patch_size, _, std, dtype, impl = args
+    return swap, patch_size, std, frame.dtype, dtype, impl
 
 
-swap_patches.register_autograd(_backward, setup_context=_setup_context)
+def _gradients(saved, grads, wanted):
+    swap, patch_size, std, in_dtype, _, impl = saved
+    return *swap_patches_backward(*grads, swap, patch_size, std, in_dtype, impl), *(None,) * 6
+
+
+def _swapped(frame, other, swap, patch_size, std, dtype, impl):
+    """The operator without its mean: what is linear in frame and other, of which one may be None for zeros."""
+    frame = torch.zeros_like(other) if frame is None else frame
+    other = torch.zeros_like(frame) if other is None else other
+    return swap_patches(frame, other, swap, patch_size, None, std, dtype, impl)
+
+
+def _tangents(saved, tangents):
+    swap, patch_size, std, _, dtype, impl = saved
+    return (_swapped(tangents[0], tangents[1], swap, patch_size, std, dtype, impl),)
+
+
+swap_patches.derivatives(save=_save, gradients=_gradients, tangents=_tangents)
+
+
+def _backward_save(args, results):
+    grad, swap, patch_size, std, dtype, impl = args
+    return swap, patch_size, std, grad.dtype, dtype, impl
+
+
+def _backward_gradients(saved, grads, wanted):
+    swap, patch_size, std, grad_dtype, _, impl = saved
+    return _swapped(grads[0], grads[1], swap, patch_size, std, grad_dtype, impl), *(None,) * 5
+
+
+def _backward_tangents(saved, tangents):
+    swap, patch_size, std, _, dtype, impl = saved
+    return swap_patches_backward(tangents[0], swap, patch_size, std, dtype, impl)
+
+
+swap_patches_backward.derivatives(
+    save=_backward_save, gradients=_backward_gradients, tangents=_backward_tangents, outputs=2
+)

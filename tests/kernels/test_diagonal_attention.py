@@ -331,7 +331,7 @@ def test_opcheck(target, options):
     inputs = make((2, 2, 5, 3), device=device, dtype=harness.a_dtype(ops, impl, device), **options)
     tensors = [inputs[name].requires_grad_() for name in ("query", "key", "value")]
     torch.library.opcheck(
-        ops.diagonal_attention,
+        ops.diagonal_attention.overload,
         (
             *tensors,
             0.5,

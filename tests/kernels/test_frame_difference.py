@@ -218,7 +218,7 @@ def test_opcheck(target, dtype):
     impl, device = target
     inputs = make(dtype=dtype, device=device, scaled=True)
     tensors = [inputs[name].requires_grad_(dtype != torch.uint8) for name in WRT]
-    torch.library.opcheck(ops.frame_difference, (*tensors, 8, "l1", inputs["channel_scale"], impl))
+    torch.library.opcheck(ops.frame_difference.overload, (*tensors, 8, "l1", inputs["channel_scale"], impl))
 
 
 @target

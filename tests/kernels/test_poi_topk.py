@@ -278,9 +278,9 @@ def test_opcheck(target):
     impl, device = target
     inputs = make(device=device)
     tokens, scores = inputs["tokens"].requires_grad_(), inputs["scores"].requires_grad_()
-    torch.library.opcheck(ops.topk_mask, (scores.detach(), 4, impl))
-    torch.library.opcheck(ops.mask_tokens, (tokens, scores, 4, True, impl))
-    torch.library.opcheck(ops.select_tokens, (tokens, scores, 4, True, impl))
+    torch.library.opcheck(ops.topk_mask.overload, (scores.detach(), 4, impl))
+    torch.library.opcheck(ops.mask_tokens.overload, (tokens, scores, 4, True, impl))
+    torch.library.opcheck(ops.select_tokens.overload, (tokens, scores, 4, True, impl))
 
 
 @target

@@ -190,7 +190,7 @@ def test_opcheck(target, dtype):
     x = make(dtype=dtype, device=device)
     tensors = [x[name].requires_grad_(dtype != torch.uint8) for name in WRT]
     torch.library.opcheck(
-        ops.swap_patches, (*tensors, x["swap"], 8, x["mean"], x["std"], torch.float32, impl)
+        ops.swap_patches.overload, (*tensors, x["swap"], 8, x["mean"], x["std"], torch.float32, impl)
     )
 
 
