@@ -19,7 +19,7 @@ from rich.console import Console
 from micron_kernels import info as kernels_info
 
 from .commands.data import DataCommand
-from .commands.recognition import Evaluate, Finetune, Predict
+from .commands.recognition import Evaluate, Finetune, Predict, parse_with_recognizer
 from .commands.score import Score
 from .data import Clip, FrameError, find_clips, read_image, synthetic_clips
 from .data.clips.pairs import longest_delta
@@ -30,6 +30,7 @@ from .demo import TRAINED_SUBJECTS, DemoConfig, run_demo
 from .faults import in_words
 from .loading import load_model
 from .models.config import MicronBERTConfig, preset
+from .recognizers.micron_bert import MicronBERTRecipe
 from .training import PretrainConfig, Stopped, pretrain
 from .training.problems import report_problems
 from .visualize import change_maps, figure_of_pairs, save_figure
@@ -171,8 +172,8 @@ _Command = Union[  # noqa: UP007  (mypy and tyro read a Union of Annotated)
     Annotated[
         DataCommand, tyro.conf.subcommand("data", description="Check a database, or write a look-alike.")
     ],
-    Annotated[Evaluate, tyro.conf.subcommand("evaluate")],
-    Annotated[Finetune, tyro.conf.subcommand("finetune")],
+    Annotated[Evaluate[MicronBERTRecipe], tyro.conf.subcommand("evaluate")],
+    Annotated[Finetune[MicronBERTRecipe], tyro.conf.subcommand("finetune")],
     Annotated[Predict, tyro.conf.subcommand("predict")],
     Annotated[Score, tyro.conf.subcommand("score")],
     Annotated[Info, tyro.conf.subcommand("info")],
@@ -183,7 +184,10 @@ _USER_ERRORS = (ValueError, OSError, MemoryError, RuntimeError)
 
 
 def _parse(arguments: Sequence[str]) -> Command:
-    """The preset decides the defaults that --help shows and --model.* changes, so it is read first."""
+    for name, command in (("evaluate", Evaluate), ("finetune", Finetune)):
+        if list(arguments[:1]) == [name]:
+            return parse_with_recognizer(command, f"micron {name}", arguments[1:])
+    # The preset decides the defaults that --help shows and --model.* changes, so it is read first.
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", choices=("tiny", "base"), default="base")
     if list(arguments[:1]) == ["pretrain"]:

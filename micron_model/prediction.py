@@ -15,11 +15,12 @@ from torch import Tensor
 
 from .data.clips.faces import Box, cut, find_face
 from .data.clips.frames import FrameError, ImageFolderClip, VideoClip, find_clips, read_whole_image
+from .data.clips.inputs import ClipInput
 from .data.clips.motion import pair_motion
 from .data.clips.videos import open_video
+from .recognizers.base import Recognizer
 from .recognizers.fitting import logits_of
-from .recognizers.micron_bert import Recognizer
-from .visualize import LINE_COLOURS, change_maps, figure_of_pairs
+from .visualize import LINE_COLOURS
 
 #: Side in pixels at which candidates are looked for.
 _SPOTTED = 96
@@ -74,8 +75,8 @@ class Candidate:
     spotted: Spotted
     probabilities: dict[str, float]
     """Of each class, given that there is a micro-expression at all."""
-    pair: Tensor
-    """Onset and apex, uint8 (2, 3, S, S)."""
+    values: Tensor
+    """What the recognizer is given of it."""
     fps: float
 
     @property
@@ -182,7 +183,7 @@ def spot(curve: Tensor, fps: float, config: SpotConfig) -> list[Spotted]:
 
 
 def predict(
-    source: str | Path, model: Recognizer, config: SpotConfig | None = None, *, fps: float | None = None
+    source: str | Path, recognizer: Recognizer, config: SpotConfig | None = None, *, fps: float | None = None
 ) -> Analysis:
     """Find candidate micro-expressions in a video and classify them.
 
@@ -191,13 +192,14 @@ def predict(
 
     Args:
         source: a video, or a folder of images.
-        model: a fine-tuned recognizer.
+        recognizer: a fine-tuned one, of any kind.
         config: which moments are candidates.
         fps: frame rate of a folder of images (30 if not given), or of a video in place of what it states.
 
     Raises:
         FileNotFoundError: ``source`` does not exist.
-        ValueError: it is no clip, or several, or shorter than half a second; FrameError: no face was found.
+        ValueError: it is no clip, or several, or shorter than half a second, or a candidate gives no input of this
+            recognizer; FrameError: no face was found.
     """
     config = config or SpotConfig()
     clips, _ = find_clips([source], fps=fps)
@@ -209,11 +211,11 @@ def predict(
     small = torch.from_numpy(np.stack([cut(x, box, config.margin, _SPOTTED) for x in _whole_frames(clip)]))
     curve = difference_curve(small, clip.fps)
     found = spot(curve, clip.fps, config)
-    pairs = _pairs(clip, box, found, model.config.model.image_size, config.margin)
-    probabilities = logits_of(model, pairs).softmax(1) if found else torch.empty(0, 0)
+    values = _values(clip, box, found, recognizer.clip_input, config.margin)
+    probabilities = logits_of(recognizer, torch.stack(values)).softmax(1) if values else torch.empty(0, 0)
     candidates = [
-        Candidate(spotted, dict(zip(model.config.classes, values.tolist(), strict=True)), pair, clip.fps)
-        for spotted, values, pair in zip(found, probabilities, pairs, strict=True)
+        Candidate(spotted, dict(zip(recognizer.classes, given.tolist(), strict=True)), kept, clip.fps)
+        for spotted, given, kept in zip(found, probabilities, values, strict=True)
     ]
     return Analysis(str(source), clip.fps, box, curve.numpy(), candidates)
 
@@ -239,20 +241,21 @@ def figure_of_curve(analysis: Analysis) -> Figure:
     return figure
 
 
-def figure_of_candidates(analysis: Analysis, model: Recognizer) -> Figure | None:
-    """Onset, apex and heat maps of each candidate; None if there is none."""
+def figure_of_candidates(analysis: Analysis, recognizer: Recognizer) -> Figure | None:
+    """What the recognizer sees in each candidate; None if there is none, or it has nothing to show."""
     if not analysis.candidates:
         return None
-    onset, apex = torch.stack([candidate.pair for candidate in analysis.candidates]).unbind(1)
-    labels = [f"{candidate.seconds[1]:.2f} s" for candidate in analysis.candidates]
-    return figure_of_pairs(onset, apex, change_maps(model.backbone, onset, apex), labels=labels)
+    values = torch.stack([candidate.values for candidate in analysis.candidates])
+    return recognizer.picture(values, [f"{candidate.seconds[1]:.2f} s" for candidate in analysis.candidates])
 
 
-def _pairs(
-    clip: VideoClip | ImageFolderClip, box: Box, found: list[Spotted], size: int, margin: float
-) -> Tensor:
-    """Onset and apex of each candidate, uint8 (n, 2, 3, size, size)."""
-    wanted = {n for spotted in found for n in (spotted.onset, spotted.apex)}
-    faces = {i: cut(x, box, margin, size) for i, x in enumerate(_whole_frames(clip)) if i in wanted}
-    pairs = [np.stack([faces[spotted.onset], faces[spotted.apex]]) for spotted in found]
-    return torch.from_numpy(np.stack(pairs)) if pairs else torch.empty(0, 2, 3, size, size, dtype=torch.uint8)
+def _values(
+    clip: VideoClip | ImageFolderClip, box: Box, found: list[Spotted], clip_input: ClipInput, margin: float
+) -> list[Tensor]:
+    """What the recognizer is given of each candidate."""
+    wanted = [clip_input.frames(spotted.onset, spotted.apex, spotted.offset) for spotted in found]
+    numbers = {number for frames in wanted for number in frames}
+    faces = {
+        i: cut(x, box, margin, clip_input.size) for i, x in enumerate(_whole_frames(clip)) if i in numbers
+    }
+    return [torch.from_numpy(clip_input.encode(np.stack([faces[i] for i in frames]))) for frames in wanted]

@@ -18,44 +18,40 @@ from rich.console import Console
 
 from micron_model import MicronBERT, preset
 from micron_model.data import synthetic_clips
-from micron_model.data.databases.classes import SCHEMES, label
-from micron_model.data.databases.datasets import load_dataset
+from micron_model.data.clips.inputs import OnsetApex
+from micron_model.data.databases.corpus import Corpus
 from micron_model.data.databases.lookalike import LookalikeConfig, make_lookalike
-from micron_model.data.databases.prepared import FaceConfig, prepare
-from micron_model.evaluation.evaluator import EvaluateConfig, Task, evaluate
+from micron_model.evaluation.evaluator import EvaluateConfig, evaluate
 from micron_model.evaluation.metrics import score
-from micron_model.evaluation.protocols import loso
-from micron_model.recognizers.fitting import FinetuneConfig
+from micron_model.evaluation.task import load_task
+from micron_model.recognizers.micron_bert import MicronBERTRecipe, start_from
 from micron_model.training import PretrainConfig, pretrain
 
 SEEDS = 3
 SCHEME = "casme2-5"
-FROZEN = EvaluateConfig(seeds=SEEDS, shuffled=False, finetune=FinetuneConfig(freeze="encoder"))
+ONCE = EvaluateConfig(seeds=SEEDS, shuffled=False, baselines=())
+FROZEN = MicronBERTRecipe(freeze="encoder")
 QUIET = Console(quiet=True)
 
-#: Name, settings, and whether the weights are pre-trained.
-RUNS: tuple[tuple[str, EvaluateConfig, bool], ...] = (
-    ("classifier alone, on features of the pre-trained model", replace(FROZEN, shuffled=True), True),
-    ("pooled over the whole face", replace(FROZEN, regions=1), True),
-    ("pooled over 2 × 2 parts", replace(FROZEN, regions=2), True),
-    ("pooled over 8 × 8 parts", replace(FROZEN, regions=8), True),
-    ("without subtracting the face at rest", replace(FROZEN, from_rest=False), True),
-    ("both: whole face, without subtracting", replace(FROZEN, regions=1, from_rest=False), True),
-    ("random weights (tied start)", FROZEN, False),
-    ("epoch chosen on an inner split", replace(FROZEN, selection="inner"), True),
-    ("LEAKY: epoch chosen on the test subjects", replace(FROZEN, leaky_best_epoch=True), True),
-    ("everything trained", replace(FROZEN, finetune=FinetuneConfig()), True),
-    ("everything trained, from random weights", replace(FROZEN, finetune=FinetuneConfig()), False),
+#: Name, recipe, how it is evaluated, and whether the weights are pre-trained.
+RUNS: tuple[tuple[str, MicronBERTRecipe, EvaluateConfig, bool], ...] = (
+    (
+        "classifier alone, on features of the pre-trained model",
+        FROZEN,
+        EvaluateConfig(seeds=SEEDS, baselines=()),
+        True,
+    ),
+    ("pooled over the whole face", replace(FROZEN, regions=1), ONCE, True),
+    ("pooled over 2 × 2 parts", replace(FROZEN, regions=2), ONCE, True),
+    ("pooled over 8 × 8 parts", replace(FROZEN, regions=8), ONCE, True),
+    ("without subtracting the face at rest", replace(FROZEN, from_rest=False), ONCE, True),
+    ("both: whole face, without subtracting", replace(FROZEN, regions=1, from_rest=False), ONCE, True),
+    ("random weights (tied start)", FROZEN, ONCE, False),
+    ("epoch chosen on an inner split", FROZEN, replace(ONCE, selection="inner"), True),
+    ("LEAKY: epoch chosen on the test subjects", FROZEN, replace(ONCE, leaky_best_epoch=True), True),
+    ("everything trained", MicronBERTRecipe(), ONCE, True),
+    ("everything trained, from random weights", MicronBERTRecipe(), ONCE, False),
 )
-
-
-def make_task(folder: Path, size: int) -> tuple[Task, torch.Tensor]:
-    make_lookalike("casme2", folder, LookalikeConfig(subjects=12, clips=7))
-    labelled = label(load_dataset("casme2", folder).expressions, SCHEME)
-    prepared = prepare(labelled.expressions, size, FaceConfig())
-    assert prepared.expressions == labelled.expressions
-    folds = loso(prepared.expressions)
-    return Task(prepared.expressions, labelled.labels, SCHEMES[SCHEME].classes, folds), prepared.pairs
 
 
 def pretrained(folder: Path) -> MicronBERT:
@@ -72,12 +68,17 @@ def main() -> None:
         torch.manual_seed(0)
         random = MicronBERT(preset("tiny", tied_start=True)).eval()
         trained = pretrained(folder / "pretrain")
-        task, pairs = make_task(folder / "casme2", random.config.image_size)
+        make_lookalike("casme2", folder / "casme2", LookalikeConfig(subjects=12, clips=7))
+        task = load_task(
+            "casme2", folder / "casme2", OnsetApex(random.config.image_size), scheme=SCHEME,
+            allow_differences=True, console=QUIET,
+        )  # fmt: skip
         lines, shuffled = ["| | UF1 | UAR | seconds |", "|---|---|---|---|"], ""
-        for i, (name, config, with_pretraining) in enumerate(RUNS):
+        for i, (name, recipe, config, with_pretraining) in enumerate(RUNS):
             began = time.perf_counter()
-            model = trained if with_pretraining else random
-            result = evaluate(task, pairs, model, config, folder / str(i), console=QUIET)
+            start = start_from(trained if with_pretraining else random, Corpus(None))
+            result = evaluate(task, recipe, start, config, folder / str(i), console=QUIET)
+            assert result is not None
             full = score(result.predictions).full
             seconds = time.perf_counter() - began
             lines.append(f"| {name} | {full.uf1} {full.uf1.interval_text} | {full.uar} | {seconds:.0f} |")

@@ -2,44 +2,39 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Generic, Literal, TypeVar
 
-import torch
 import tyro
 from rich.console import Console
 from rich.table import Table
 
-from ..data.databases.classes import SCHEMES, Labelled, label
-from ..data.databases.corpus import Corpus
+from ..data.clips.inputs import ClipInput
 from ..data.databases.expressions import Expression
-from ..data.databases.prepared import FaceConfig, prepare
-from ..evaluation.evaluator import EvaluateConfig, Task, evaluate, progress_bar
+from ..data.databases.prepared import FaceConfig
+from ..evaluation.evaluator import EvaluateConfig, entrants, evaluate
 from ..evaluation.metrics import score
 from ..evaluation.outputs import write_outputs
-from ..evaluation.protocols import cde, check_census, hde, loso
 from ..evaluation.published import PUBLISHED
-from ..loading import load_model, load_recognizer
-from ..models.config import preset
-from ..models.micron_bert import MicronBERT
+from ..evaluation.task import Task, finetune, load_task, refuse_overlap
+from ..loading import load_recognizer
 from ..prediction import NOT_A_VERDICT, SpotConfig, figure_of_candidates, figure_of_curve, predict
-from ..recognizers.fitting import FinetuneConfig, features_of, fit
-from ..recognizers.micron_bert import Recognizer
+from ..progress import progress_bar
+from ..recognizers.base import Recipe, Recognizer, recipe_class
+from ..recognizers.fitting import Fitting
 from ..resumable import claimed
-from ..training.problems import report_problems
 from ..training.run import device_type
 from ..visualize import save_figure
 from ..whole_file import write_whole
 from .data import DatasetName, Source
 from .score import print_score
 
-#: The classes where no scheme is asked for: those that most papers on the database report.
-_SCHEMES = {"casme2": "casme2-5", "samm": "samm-5", "smic": "3", "casme3": "casme3-3", "megc2019": "3"}
-_PROTOCOLS = {"loso": loso, "cde": cde, "hde": hde}
+_Recipe = TypeVar("_Recipe", bound=Recipe)
 
 
 @dataclass
@@ -56,118 +51,57 @@ class Clips:
     allow_differences: bool = False
     """Go on although the census differs from the official counts; every output says so."""
 
-
-@dataclass
-class Start:
-    """The model to start from."""
-
-    model: str = "out/pretrain/model"
-    """Folder of a pre-trained model (pretrain and demo write one), one of the Hugging Face hub (hf://owner/name), a
-    checkpoint of the authors' (a file), or "none" for random weights."""
-    preset: Literal["tiny", "base"] = "base"
-    """Size of a model of random weights."""
-    device: str = "auto"
-    """auto: a GPU if there is one; several with commas, "cuda:0,cuda:1"."""
-
-    def load(self) -> tuple[MicronBERT, Corpus]:
-        if self.model == "none":
-            torch.manual_seed(0)
-            return MicronBERT(preset(self.preset)).eval(), Corpus(())
-        return load_model(self.model), Corpus.read(self.model)
-
-    @property
-    def devices(self) -> list[str]:
-        """Raises RuntimeError for a GPU where torch sees none."""
-        kinds = {name: device_type(name) for name in self.device.split(",")}
-        return [kind if name == "auto" else name for name, kind in kinds.items()]
+    def load(
+        self,
+        dataset: str,
+        root: Path,
+        inputs: ClipInput | Sequence[ClipInput],
+        console: Console,
+        **options: Any,
+    ) -> Task:
+        return load_task(
+            dataset, root, inputs, scheme=self.scheme, face=self.face, cache=self.cache,
+            allow_differences=self.allow_differences, console=console, **options, **vars(self.source),
+        )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class _Labelled:
-    """Clips that are ready to be learned."""
-
-    expressions: list[Expression]
-    labels: list[str]
-    classes: tuple[str, ...]
-    pairs: torch.Tensor
-    about: dict[str, str]
-    stamps: list[str]
+def _devices(names: str) -> list[str]:
+    """Raises RuntimeError for a GPU where torch sees none."""
+    kinds = {name: device_type(name) for name in names.split(",")}
+    return [kind if name == "auto" else name for name, kind in kinds.items()]
 
 
-def _load(
-    dataset: str,
-    root: Path,
-    clips: Clips,
-    size: int,
-    console: Console,
-    check: Callable[[list[Expression]], list[str]] = lambda expressions: [],
-) -> _Labelled:
-    """Read a database, choose the classes, cut the faces; each step says what it left out.
-
-    ``check`` may refuse the clips before their faces are cut, or say what every output must say.
-    """
-    scheme = clips.scheme or _SCHEMES[dataset]
-    expressions, census = clips.source.load(dataset, root)
-    stamps = check_census([census], allow_differences=clips.allow_differences)
-    chosen = label(expressions, scheme)
-    stamps += check(chosen.expressions)
-    counts = chosen.describe(scheme)
-    for line in (*stamps, counts):
-        console.print(line, markup=False, highlight=False)
-    with progress_bar(console) as progress:
-        shown = progress.add_task("faces", total=len(chosen.expressions))
-        prepared = prepare(
-            chosen.expressions,
-            size,
-            clips.face,
-            clips.cache,
-            advance=lambda: progress.update(shown, advance=1),
-        )
-    report_problems(prepared.problems, console)
-    label_of = dict(zip(((e.dataset, e.name) for e in chosen.expressions), chosen.labels, strict=True))
-    labels = [label_of[e.dataset, e.name] for e in prepared.expressions]
-    if left := len(chosen.expressions) - len(prepared.expressions):
-        stamps.append(f"{left} of {len(chosen.expressions)} clips could not be read and are left out")
-        counts = Labelled(prepared.expressions, labels, chosen.dropped).describe(scheme)
-        counts += f"; {left} that could not be read"
-    about = {"dataset": dataset, "classes": counts}
-    return _Labelled(prepared.expressions, labels, SCHEMES[scheme].classes, prepared.pairs, about, stamps)
-
-
-def _check_overlap(corpus: Corpus, expressions: list[Expression], allow: bool) -> list[str]:
-    """Refuse a model that was pre-trained on subjects it would be tested on.
-
-    Returns:
-        What every output must say; only if ``allow``.
-    """
-    if corpus.clips is None:
-        line = "It is not known what the model was pre-trained on, so it may have seen the subjects it is tested on"
-    else:
-        seen = corpus.overlap(expressions)
-        if not seen:
-            return []
-        line = f"The model was pre-trained on frames of {len(seen)} of the subjects it is tested on: {', '.join(seen)}"
-    if not allow:
-        raise ValueError(
-            f"{line}. Pre-train without them, or allow it with --allow-overlap; every output then says so"
-        )
-    return [line]
+def parse_with_recognizer(command: type[Any], prog: str, arguments: Sequence[str]) -> Any:
+    """The recognizer decides which settings there are, so it is read first."""
+    first = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
+    first.add_argument("--recognizer", default="micron-bert")
+    name = first.parse_known_args(arguments)[0].recognizer
+    try:
+        recipe = recipe_class(name)
+    except ValueError as error:
+        first.error(str(error))
+    return tyro.cli(command[recipe], prog=prog, args=arguments)
 
 
 @dataclass
-class Evaluate:
+class Evaluate(Generic[_Recipe]):
     """Train and test a recognizer fold by fold, no subject on both sides, and write scores and a report."""
 
     dataset: tyro.conf.Positional[DatasetName]
     """Which database; megc2019 is the composite of the first three."""
     root: tyro.conf.Positional[Path]
     """The folder it was unpacked into."""
+    recipe: tyro.conf.OmitArgPrefixes[_Recipe]
+    recognizer: str = "micron-bert"
+    """What is evaluated: a built-in recognizer, or one of your own as package.module:Recipe. This help shows the
+    settings of the one that is named."""
     protocol: Literal["loso", "cde", "hde"] = "loso"
     """Leave one subject out; the same over the composite (cde); train on two databases, test on the third (hde)."""
-    start: tyro.conf.OmitArgPrefixes[Start] = field(default_factory=Start)
     clips: tyro.conf.OmitArgPrefixes[Clips] = field(default_factory=Clips)
     out: Path = Path("out/evaluate")
     """Folder of predictions, scores and report. The same command again does the folds that are missing."""
+    device: str = "auto"
+    """auto: a GPU if there is one; several with commas, "cuda:0,cuda:1"."""
     workers: int | None = None
     """Processes; as many as GPUs, or as processors, if not given."""
     allow_overlap: bool = False
@@ -175,52 +109,52 @@ class Evaluate:
     config: tyro.conf.OmitArgPrefixes[EvaluateConfig] = field(default_factory=EvaluateConfig)
 
     def run(self, console: Console) -> None:
-        model, corpus = self.start.load()
-        data = _load(
-            self.dataset, self.root, self.clips, model.config.image_size, console,
-            lambda expressions: _check_overlap(corpus, expressions, self.allow_overlap),
+        start = self.recipe.start()
+        entered = entrants(self.recipe, start, self.config)
+
+        def check(expressions: list[Expression]) -> list[str]:
+            corpora = dict.fromkeys(entrant.start.corpus for entrant in entered.values())
+            return [x for c in corpora for x in refuse_overlap(c, expressions, allow=self.allow_overlap)]
+
+        task = self.clips.load(
+            self.dataset, self.root, [entrant.clip_input for entrant in entered.values()], console,
+            protocol=self.protocol, check=check,
         )  # fmt: skip
-        folds = _PROTOCOLS[self.protocol](data.expressions)
-        task = Task(data.expressions, data.labels, data.classes, folds)
         evaluation = evaluate(
-            task, data.pairs, model, self.config, self.out, devices=self.start.devices, workers=self.workers,
+            task, self.recipe, start, self.config, self.out, devices=_devices(self.device), workers=self.workers,
             console=console,
         )  # fmt: skip
-        about = data.about | {"protocol": self.protocol, "pre-trained model": self.start.model}
-        known = "composite" if self.dataset == "megc2019" else f"{self.dataset}-{len(data.classes)}"
+        if evaluation is None:
+            return
+        known = "composite" if self.dataset == "megc2019" else f"{self.dataset}-{len(task.classes)}"
         rows = [row for row in PUBLISHED if row.task == known and self.protocol != "hde"]
         report = write_outputs(
-            self.out,
-            task,
-            data.pairs,
-            model,
-            evaluation,
-            self.config,
-            about=about,
+            self.out, task, self.recipe, start, evaluation, self.config, about={"protocol": self.protocol},
             published=rows,
-            stamps=data.stamps,
-        )
+        )  # fmt: skip
         print_score(score(evaluation.predictions), Console(highlight=False))
         console.print(f"report: {report}", markup=False)
 
 
 @dataclass
-class Finetune:
+class Finetune(Generic[_Recipe]):
     """Train a recognizer on all clips of a database, for use on other videos."""
 
     dataset: tyro.conf.Positional[DatasetName]
     """Which database."""
     root: tyro.conf.Positional[Path]
     """The folder it was unpacked into."""
-    start: tyro.conf.OmitArgPrefixes[Start] = field(default_factory=Start)
+    recipe: tyro.conf.OmitArgPrefixes[_Recipe]
+    recognizer: str = "micron-bert"
+    """What is trained: a built-in recognizer, or one of your own as package.module:Recipe. This help shows the settings
+    of the one that is named."""
     clips: tyro.conf.OmitArgPrefixes[Clips] = field(default_factory=Clips)
     out: Path = Path("out/recognizer")
     """Folder of the recognizer."""
     seed: int = 0
     """Of the classifier's weights, of the order of the clips and of their augmentation."""
-    regions: int = 4
-    """Features are pooled over regions × regions parts of the face."""
-    finetune: tyro.conf.OmitArgPrefixes[FinetuneConfig] = field(default_factory=FinetuneConfig)
+    device: str = "auto"
+    """auto: a GPU if there is one."""
 
     def run(self, console: Console) -> None:
         with claimed(self.out):
@@ -229,21 +163,17 @@ class Finetune:
     def _run(self, console: Console) -> None:
         if (self.out / "config.json").exists():
             raise ValueError(f"{self.out}: holds a model already; give another folder")
-        backbone, _ = self.start.load()
-        data = _load(self.dataset, self.root, self.clips, backbone.config.image_size, console)
-        torch.manual_seed(self.seed)
-        model = Recognizer.from_pretrained_backbone(backbone, data.classes, regions=self.regions)
-        model.config.trained_on = data.about["classes"]
-        model.to(self.start.devices[0])
-        truth = torch.tensor([data.classes.index(name) for name in data.labels])
-        inputs = features_of(model.eval(), data.pairs) if self.finetune.freeze == "encoder" else data.pairs
+        start = self.recipe.start()
+        task = self.clips.load(self.dataset, self.root, self.recipe.clip_input(start), console, protocol=None)
         with progress_bar(console) as progress:
-            shown = progress.add_task("epochs", total=self.finetune.epochs)
-            fit(
-                model, inputs, truth, self.finetune, seed=self.seed,
+            shown = progress.add_task(
+                "epochs", total=self.recipe.epochs if isinstance(self.recipe, Fitting) else None
+            )
+            recognizer = finetune(
+                task, self.recipe, start, seed=self.seed, device=_devices(self.device)[0],
                 on_epoch=lambda epoch: progress.update(shown, completed=epoch),
             )  # fmt: skip
-        model.cpu().save_pretrained(self.out)
+        recognizer.save_pretrained(self.out)
         console.print(f"recognizer: {self.out}", markup=False)
 
 
@@ -257,21 +187,24 @@ class Predict:
     """Folder of a recognizer (`micron finetune` writes one), or one of the Hugging Face hub: hf://owner/name."""
     out: Path = Path("out/predict")
     """Folder of the pictures and of candidates.json."""
+    recognizer: str | None = None
+    """Of a recognizer outside this package: what it is, package.module:Recipe."""
     fps: float | None = None
     """Frame rate of a folder of images (30 if not given), or of a video in place of what it states."""
     spot: tyro.conf.OmitArgPrefixes[SpotConfig] = field(default_factory=SpotConfig)
 
     def run(self, console: Console) -> None:
-        model = load_recognizer(self.model)
+        recipe = None if self.recognizer is None else recipe_class(self.recognizer)
+        model = load_recognizer(self.model, recipe)
         with claimed(self.out):
             self._run(model, console)
 
     def _run(self, model: Recognizer, console: Console) -> None:
         analysis = predict(self.video, model, self.spot, fps=self.fps)
         save_figure(figure_of_curve(analysis), self.out / "curve.png")
-        heatmaps = figure_of_candidates(analysis, model)
-        if heatmaps is not None:
-            save_figure(heatmaps, self.out / "heatmaps.png")
+        seen = figure_of_candidates(analysis, model)
+        if seen is not None:
+            save_figure(seen, self.out / "candidates.png")
         note = NOT_A_VERDICT.format(trained_on=model.config.trained_on or "an unknown set of clips")
         found = {"note": note, **analysis.as_json(), "spotting": asdict(self.spot)}
         write_whole(self.out / "candidates.json", json.dumps(found, indent=1, ensure_ascii=False))

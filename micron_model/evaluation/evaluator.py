@@ -1,4 +1,4 @@
-"""Train and test a recognizer fold by fold, over processes and devices."""
+"""Train and test recognizers fold by fold, over processes, devices and machines."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import copy
 import hashlib
 import json
 import os
+import re
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -18,21 +19,22 @@ import numpy as np
 import torch
 import torch.multiprocessing
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 from torch import Tensor
 
-from ..data.databases.expressions import Expression
-from ..models.micron_bert import MicronBERT
-from ..recognizers.fitting import FinetuneConfig, features_of, fit, logits_of
-from ..recognizers.micron_bert import Recognizer
+from ..data.clips.inputs import ClipInput, StoredValues, Values
+from ..progress import progress_bar
+from ..recognizers.base import Examples, Recipe, Start, name_of, recipe_class
+from ..recognizers.fitting import features_of, logits_of
 from ..resumable import claimed
 from ..whole_file import whole_file, write_whole
 from .baselines import majority_class, shuffled_labels
 from .metrics import confusion_matrix, uf1
 from .predictions import LEAKY, Prediction, Predictions, read_predictions, write_predictions
-from .protocols import Fold, check_fold, inner_split
+from .protocols import check_fold, inner_split
+from .task import Task, positions
 
-_FEATURES = "features.npy"
+_MODEL, _SHUFFLED = "model", "shuffled"
 
 
 @dataclass
@@ -48,11 +50,8 @@ class EvaluateConfig:
     stamped with it."""
     shuffled: bool = True
     """Also train each fold on shuffled labels: what the score would be if there were nothing to learn."""
-    regions: int = 4
-    """Features are pooled over regions × regions parts of the face."""
-    from_rest: bool = True
-    """Subtract the features of the onset compared with itself."""
-    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    baselines: tuple[str, ...] = ()
+    """Recognizers that are trained beside this one, with their default settings, for a row each in the report."""
 
     def __post_init__(self) -> None:
         if self.seeds < 1:
@@ -66,14 +65,34 @@ class EvaluateConfig:
         return LEAKY if self.leaky_best_epoch else self.selection
 
 
-class Task(NamedTuple):
-    """What is to be learned, and how it is tested."""
+class Entrant(NamedTuple):
+    """A recognizer that takes part."""
 
-    expressions: list[Expression]
-    labels: list[str]
-    """The class of each expression."""
-    classes: tuple[str, ...]
-    folds: list[Fold]
+    recipe: Recipe
+    start: Start
+
+    @property
+    def clip_input(self) -> ClipInput:
+        return self.recipe.clip_input(self.start)
+
+
+def entrants(recipe: Recipe, start: Start, config: EvaluateConfig) -> dict[str, Entrant]:
+    """Who takes part, by name: "model", and the baselines other than it.
+
+    Raises:
+        ValueError: there is no baseline of a name, or two have one name.
+    """
+    found = {_MODEL: Entrant(recipe, start)}
+    for name in config.baselines:
+        if name == name_of(recipe):
+            continue
+        if name in (_MODEL, _SHUFFLED, *found):
+            raise ValueError(
+                f"baselines={config.baselines}: {name!r} is there twice, or no name for a baseline"
+            )
+        baseline = recipe_class(name)()
+        found[name] = Entrant(baseline, baseline.start())
+    return found
 
 
 class Evaluation(NamedTuple):
@@ -84,28 +103,30 @@ class Evaluation(NamedTuple):
 
 
 class _Job(NamedTuple):
-    kind: Literal["model", "shuffled"]
+    kind: str
+    """"model", "shuffled" or the name of a baseline."""
     seed: int
     fold: int
+
+
+class _Trained(NamedTuple):
+    """What is trained in every fold."""
+
+    recipe: Recipe
+    start: Start
+    examples: Examples
+    """Of all clips, with the true labels; embedded where that is the same in every fold."""
 
 
 @dataclass(frozen=True)
 class _Work:
     """All that a process needs to train any fold."""
 
-    backbone: MicronBERT
-    inputs: Tensor
-    """Pairs, or features where the encoder is frozen."""
+    trained: dict[str, _Trained]
+    """By the kind of job."""
     task: Task
     config: EvaluateConfig
     device: str
-
-
-def recognizer_of(backbone: MicronBERT, classes: Sequence[str], config: EvaluateConfig) -> Recognizer:
-    """A recognizer that starts from ``backbone``, with a new classifier."""
-    return Recognizer.from_pretrained_backbone(
-        backbone, classes, regions=config.regions, from_rest=config.from_rest
-    )
 
 
 def _seed(*parts: object) -> int:
@@ -136,18 +157,24 @@ class _BestEpoch:
 def _train_fold(work: _Work, job: _Job) -> list[Prediction]:
     """Train one fold and predict its test side."""
     task, config = work.task, work.config
+    recipe, start, examples = work.trained[job.kind]
     fold = task.folds[job.fold]
     check_fold(fold, task.expressions)
     seed = _seed(job.seed, fold.name)
-    labels = shuffled_labels(task.labels, fold.train, seed) if job.kind == "shuffled" else task.labels
-    truth = torch.tensor([task.classes.index(label) for label in labels])
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = recognizer_of(work.backbone, task.classes, config).to(work.device)
+    labels = task.labels
+    if job.kind == _SHUFFLED:
+        labels = shuffled_labels(labels, fold.train, seed)
+        examples = examples._replace(labels=positions(labels, task.classes))
+    recognizer = recipe.build(start, task.classes, seed=seed).to(work.device)
     train, test = list(fold.train), list(fold.test)
 
     def predict(chosen: list[int]) -> Tensor:
-        return logits_of(model, work.inputs[chosen], precision=config.finetune.precision)
+        return logits_of(
+            recognizer,
+            examples.at(chosen).values,
+            embedded=examples.embedded,
+            precision=recipe.inference_precision,
+        )
 
     best = None
     if config.leaky_best_epoch:
@@ -156,10 +183,9 @@ def _train_fold(work: _Work, job: _Job) -> list[Prediction]:
         inner = inner_split(task.expressions, labels, train, seed=seed)
         train = list(inner.train)
         best = _BestEpoch(predict, labels, task.classes, list(inner.test), test)
-    fit(
-        model, work.inputs[train], truth[train], config.finetune, seed=seed,
-        on_epoch=best if best is not None else lambda epoch: None,
-    )  # fmt: skip
+    recipe.fit(
+        recognizer, examples.at(train), seed=seed, on_epoch=best if best is not None else lambda epoch: None
+    )
     logits = predict(test) if best is None or best.logits is None else best.logits
     rows = zip(test, logits.tolist(), logits.argmax(1).tolist(), strict=True)
     return [
@@ -179,7 +205,7 @@ def _start_worker(work: _Work, devices: torch.multiprocessing.SimpleQueue) -> No
     global _work
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the parent ends them
     torch.set_num_threads(1)
-    _work = _Work(work.backbone, work.inputs, work.task, work.config, devices.get())
+    _work = replace(work, device=devices.get())
 
 
 def _train_in_worker(job: _Job) -> tuple[_Job, list[Prediction]]:
@@ -207,11 +233,24 @@ def _train_all(
             raise
 
 
-def _fingerprint(*tensors: Tensor) -> str:
+def _digest(parts: Iterable[Tensor]) -> str:
     digest = hashlib.sha256()
-    for tensor in tensors:
+    for tensor in parts:
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _described(entrant: Entrant, values: Values) -> dict[str, Any]:
+    """All that decides what an entrant learns of any fold."""
+    weights = entrant.start.weights
+    parts = (values[i : i + 1] for i in range(len(values))) if isinstance(values, StoredValues) else [values]
+    return {
+        "recognizer": name_of(entrant.recipe),
+        "settings": entrant.recipe.settings(),
+        "input": entrant.clip_input.key,
+        "values": _digest(parts),
+        "start": None if weights is None else _digest(weights.state_dict().values()),
+    }
 
 
 def _claim(out: Path, settings: dict[str, Any]) -> None:
@@ -240,95 +279,154 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
 
 def evaluate(
     task: Task,
-    pairs: Tensor,
-    backbone: MicronBERT,
+    recipe: Recipe,
+    start: Start,
     config: EvaluateConfig,
     out: Path,
     *,
     devices: Sequence[str] = ("cpu",),
     workers: int | None = None,
+    part: tuple[int, int] = (1, 1),
     console: Console | None = None,
-) -> Evaluation:
+) -> Evaluation | None:
     """Train and test every fold, with every seed; a fold that is finished is not done again.
 
     Args:
-        task: what is to be learned.
-        pairs: (n, 2, 3, S, S) uint8, onset and apex of each expression.
-        backbone: where every fold starts from; it is not changed.
+        task: what is to be learned, with the values of every entrant's input.
+        recipe: builds and trains a recognizer for every fold.
+        start: where every fold starts from; it is not changed.
         config: how.
         out: a folder; ``folds/`` in it has a csv a fold, so that the same call goes on after it was stopped.
         devices: which the processes share out among themselves.
         workers: processes; as many as GPUs, or as processors. 1 trains in this one.
+        part: (i, n): of n calls that share the folds out, in one folder that all of them see, the i-th, from 1 on.
         console: where progress is shown; standard error by default.
 
+    Returns:
+        The predictions; None if folds of other parts are still missing.
+
     Raises:
-        ValueError: ``out`` holds another evaluation, or a subject is on both sides of a fold.
-        Claimed: another process writes to ``out``.
+        ValueError: ``out`` holds another evaluation, the task lacks an input, ``part`` is none, or a subject is on
+            both sides of a fold.
+        Claimed: another process writes to ``out``, or is this part.
     """
-    with claimed(out):
-        return _evaluate(task, pairs, backbone, config, out, devices, workers, console)
+    console = console or Console(stderr=True)
+    index, parts = part
+    if not 1 <= index <= parts:
+        raise ValueError(f"part={index}/{parts}; it must lie in 1/{parts} to {parts}/{parts}")
+    if workers is None:
+        workers = (os.cpu_count() or 1) if devices[0] == "cpu" else len(devices)
+    with claimed(out if parts == 1 else out / "parts" / f"{index}-of-{parts}"):
+        return _evaluate(task, recipe, start, config, out, devices, workers, part, console)
 
 
 def _evaluate(
     task: Task,
-    pairs: Tensor,
-    backbone: MicronBERT,
+    recipe: Recipe,
+    start: Start,
     config: EvaluateConfig,
     out: Path,
     devices: Sequence[str],
-    workers: int | None,
-    console: Console | None,
-) -> Evaluation:
-    console = console or Console(stderr=True)
-    if workers is None:
-        workers = (os.cpu_count() or 1) if devices[0] == "cpu" else len(devices)
-    described = [(e.dataset, e.subject, e.name, e.onset, e.apex) for e in task.expressions]
-    settings = {
-        "evaluation": asdict(config),
-        "classes": task.classes,
-        "folds": [fold.name for fold in task.folds],
-        "clips": f"{len(described)} {hashlib.sha256(repr((described, task.labels)).encode()).hexdigest()[:16]}",
-        "frames": _fingerprint(pairs),
-        "model": _fingerprint(*backbone.state_dict().values()),
-    }
-    _claim(out, settings)
-    inputs = pairs
+    workers: int,
+    part: tuple[int, int],
+    console: Console,
+) -> Evaluation | None:
+    entered = entrants(recipe, start, config)
+    values = {kind: task.values_of(entrant.clip_input) for kind, entrant in entered.items()}
+    _claim(out, _settings(task, entered, values, config))
     with progress_bar(console) as progress:
-        if config.finetune.freeze == "encoder":
-            inputs = _cached_features(task, pairs, backbone, config, out, devices[0], progress)
-        work = _Work(
-            copy.deepcopy(backbone).cpu().share_memory(), inputs.share_memory_(), task, config, devices[0]
-        )
-        kinds: tuple[Literal["model", "shuffled"], ...] = (
-            ("model", "shuffled") if config.shuffled else ("model",)
-        )
-        jobs = [_Job(k, s, f) for k in kinds for s in range(config.seeds) for f in range(len(task.folds))]
+        trained = {}
+        for kind, entrant in entered.items():
+            examples = Examples(
+                values[kind], positions(task.labels, task.classes), [e.subject for e in task.expressions]
+            )
+            if entrant.recipe.embeds_once:
+                features = _cached_features(out, kind, entrant, task, values[kind], devices[0], progress)
+                examples = examples._replace(values=features, embedded=True)
+            trained[kind] = _Trained(entrant.recipe, _shared(entrant.start), _in_shared_memory(examples))
+        if config.shuffled:
+            trained[_SHUFFLED] = trained[_MODEL]
+        work = _Work(trained, task._replace(values={}), config, devices[0])
+        jobs = [
+            _Job(kind, seed, fold)
+            for kind in sorted(trained, key=[_MODEL, _SHUFFLED, *entered].index)
+            for seed in range(config.seeds if kind == _SHUFFLED or trained[kind].recipe.seeded else 1)
+            for fold in range(len(task.folds))
+        ]
         rows = {job: found for job in jobs if (found := _finished(_path(out, job, task), task)) is not None}
-        shown = progress.add_task("folds", total=len(jobs), completed=len(rows))
-        remaining = [job for job in jobs if job not in rows]
+        mine = jobs[part[0] - 1 :: part[1]]
+        remaining = [job for job in mine if job not in rows]
+        shown = progress.add_task("folds", total=len(mine), completed=len(mine) - len(remaining))
         for job, predicted in _train_all(work, remaining, devices, workers):
             path = _path(out, job, task)
             path.parent.mkdir(parents=True, exist_ok=True)
             write_predictions(path, Predictions(task.classes, tuple(predicted)))
             rows[job] = predicted
             progress.update(shown, advance=1)
-    together = {k: [row for job in jobs if job.kind == k for row in rows[job]] for k in kinds}
+    return _collect(out, task, jobs, rows, console)
+
+
+def _collect(
+    out: Path, task: Task, jobs: list[_Job], rows: dict[_Job, list[Prediction]], console: Console
+) -> Evaluation | None:
+    """All predictions, once those of the other parts are there too."""
+    for job in jobs:
+        if job not in rows and (found := _finished(_path(out, job, task), task)) is not None:
+            rows[job] = found
+    missing = len(jobs) - len(rows)
+    if missing:
+        console.print(f"{missing} of {len(jobs)} folds are still to come from other parts", highlight=False)
+        return None
+    together: dict[str, list[Prediction]] = {}
+    for job in jobs:
+        together.setdefault(job.kind, []).extend(rows[job])
+    model = together.pop(_MODEL)
     majority = [
         row
         for fold in task.folds
         for row in majority_class(fold, task.expressions, task.labels, task.classes)
     ]
-    baselines = {"majority class": majority} | (
-        {"shuffled labels": together["shuffled"]} if config.shuffled else {}
-    )
+    baselines = {"majority class": majority}
+    if _SHUFFLED in together:
+        baselines["shuffled labels"] = together.pop(_SHUFFLED)
     return Evaluation(
-        Predictions(task.classes, tuple(together["model"])),
-        {name: Predictions(task.classes, tuple(found)) for name, found in baselines.items()},
+        Predictions(task.classes, tuple(model)),
+        {name: Predictions(task.classes, tuple(of)) for name, of in (baselines | together).items()},
     )
+
+
+def _settings(
+    task: Task, entered: dict[str, Entrant], values: dict[str, Values], config: EvaluateConfig
+) -> dict[str, Any]:
+    described = [(e.dataset, e.subject, e.name, e.onset, e.apex) for e in task.expressions]
+    return {
+        "evaluation": asdict(config),
+        "classes": task.classes,
+        "folds": [fold.name for fold in task.folds],
+        "clips": f"{len(described)} {hashlib.sha256(repr((described, task.labels)).encode()).hexdigest()[:16]}",
+        **{kind: _described(entrant, values[kind]) for kind, entrant in entered.items()},
+    }
+
+
+def _shared(start: Start) -> Start:
+    if start.weights is None:
+        return start
+    return start._replace(weights=copy.deepcopy(start.weights).cpu().share_memory())
+
+
+def _in_shared_memory(examples: Examples) -> Examples:
+    if isinstance(examples.values, Tensor):
+        examples.values.share_memory_()
+    return examples
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9]+", "-", name)
 
 
 def _path(out: Path, job: _Job, task: Task) -> Path:
-    return out / "folds" / f"{job.kind}-{job.seed}" / f"{task.folds[job.fold].name.replace('/', '-')}.csv"
+    fold = task.folds[job.fold].name.replace("/", "-")
+    return out / "folds" / f"{_slug(job.kind)}-{job.seed}" / f"{fold}.csv"
 
 
 def _finished(path: Path, task: Task) -> list[Prediction] | None:
@@ -338,40 +436,27 @@ def _finished(path: Path, task: Task) -> list[Prediction] | None:
         return None
 
 
+def _features_path(out: Path, kind: str) -> Path:
+    return out / ("features.npy" if kind == _MODEL else f"features-{_slug(kind)}.npy")
+
+
 def _cached_features(
-    task: Task,
-    pairs: Tensor,
-    backbone: MicronBERT,
-    config: EvaluateConfig,
-    out: Path,
-    device: str,
-    progress: Progress,
+    out: Path, kind: str, entrant: Entrant, task: Task, values: Values, device: str, progress: Progress
 ) -> Tensor:
-    """Features of all pairs, computed once: nothing in them was fitted to any clip."""
-    stored = features_in(out)
-    if stored is not None and len(stored) == len(pairs):
+    """Features of all clips, computed once: nothing in them was fitted to any clip."""
+    stored = features_in(out, kind)
+    if stored is not None and len(stored) == len(values):
         return torch.from_numpy(stored)
-    model = recognizer_of(backbone, task.classes, config).to(device).eval()
-    shown = progress.add_task("features", total=len(pairs))
-    features = features_of(model, pairs, advance=lambda n: progress.update(shown, advance=n))
-    with whole_file(out / _FEATURES) as file:
+    recognizer = entrant.recipe.build(entrant.start, task.classes, seed=0).to(device).eval()
+    shown = progress.add_task("features", total=len(values))
+    features = features_of(recognizer, values, advance=lambda n: progress.update(shown, advance=n))
+    with whole_file(_features_path(out, kind)) as file:
         np.save(file, features.numpy(), allow_pickle=False)
     return features
 
 
-def features_in(out: Path) -> np.ndarray | None:
-    """The features (n, F) that an evaluation with a frozen encoder left in its folder."""
+def features_in(out: Path, kind: str = _MODEL) -> np.ndarray | None:
+    """The features (n, F) that an evaluation left in its folder, where embedding is the same in every fold."""
     with contextlib.suppress(OSError, ValueError, EOFError):
-        return np.load(out / _FEATURES, allow_pickle=False)
+        return np.load(_features_path(out, kind), allow_pickle=False)
     return None
-
-
-def progress_bar(console: Console) -> Progress:
-    """A bar a task, with what is done of how much."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(compact=True),
-        console=console,
-    )

@@ -8,16 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from .. import html_page
-from ..models.micron_bert import MicronBERT
-from ..visualize import change_maps, figure_of_pairs
-from .evaluator import EvaluateConfig, Evaluation, Task, features_in
+from ..recognizers.base import Recipe, Start, name_of
+from .evaluator import EvaluateConfig, Evaluation, features_in
 from .megc_log import write_megc_log
 from .predictions import LEAKY, Predictions
 from .published import Published
 from .report import Features, Picture, write_report
+from .task import Task
 
 #: Clips of which heat maps are shown, the best and as many of the worst.
 _SHOWN = 4
@@ -26,24 +25,22 @@ _SHOWN = 4
 def write_outputs(
     out: Path,
     task: Task,
-    pairs: Tensor,
-    backbone: MicronBERT,
+    recipe: Recipe,
+    start: Start,
     evaluation: Evaluation,
     config: EvaluateConfig,
     *,
     about: Mapping[str, str],
     published: Sequence[Published],
-    stamps: Sequence[str],
 ) -> Path:
     """Write report, csv files and, for the classes of MEGC 2019, its logs.
 
     Args:
         out: the folder that ``evaluate`` wrote its folds to.
-        task, pairs, backbone, config: what it was given.
+        task, recipe, start, config: what it was given.
         evaluation: what it gave.
-        about: what the report says of data, protocol and model.
+        about: what the report says, beside what task and start say of themselves.
         published: what others report on this task.
-        stamps: what must be said on top of everything.
 
     Returns:
         The path of the report's page.
@@ -55,14 +52,20 @@ def write_outputs(
         features = Features(values, task.labels, [e.dataset for e in task.expressions])
     path = write_report(
         out,
-        title=f"Micro-expression recognition: {about['dataset']}, {about['protocol']}",
+        title=f"Micro-expression recognition: {', '.join([task.about.get('dataset', ''), *about.values()])}",
         predictions=predictions,
         baselines=evaluation.baselines,
-        settings={**about, "evaluation": asdict(config), "model": asdict(backbone.config)},
+        settings={
+            **task.about,
+            **about,
+            "recognizer": {"name": name_of(recipe), **recipe.settings()},
+            "evaluation": asdict(config),
+            **start.about,
+        },
         published=published,
         features=features,
-        pictures=_heat_maps(task, pairs, backbone, predictions),
-        stamps=stamps,
+        pictures=_pictures(task, recipe, start, predictions),
+        stamps=task.stamps,
     )
     if set(predictions.classes) == {"negative", "positive", "surprise"} and config.stamp != LEAKY:
         for seed in predictions.seeds:
@@ -81,19 +84,22 @@ def _truth_probabilities(task: Task, predictions: Predictions) -> np.ndarray:
     return sums / counts
 
 
-def _heat_maps(task: Task, pairs: Tensor, backbone: MicronBERT, predictions: Predictions) -> list[Picture]:
-    """Of the clips whose true class was given most and least."""
+def _pictures(task: Task, recipe: Recipe, start: Start, predictions: Predictions) -> list[Picture]:
+    """Of the clips whose true class was given most and least, as the recognizer sees them before it is trained."""
     given = _truth_probabilities(task, predictions)
     order = np.argsort(given, kind="stable")
     count = min(_SHOWN, len(order) // 2)
+    values = task.values_of(recipe.clip_input(start))
+    recognizer = recipe.build(start, task.classes, seed=0).eval()
     pictures = []
     for title, chosen in (("Best clips", order[::-1][:count]), ("Worst clips", order[:count])):
-        onset, apex = pairs[chosen.tolist()].unbind(1)
         labels = [f"{task.expressions[i].name}\n{task.labels[i]} {given[i]:.2f}" for i in chosen]
-        figure = figure_of_pairs(onset, apex, change_maps(backbone, onset, apex), labels=labels)
+        figure = recognizer.picture(values[chosen.tolist()], labels)
+        if figure is None:
+            return []
         caption = (
-            "Named: clip, true class, and the probability that the model gave it, mean over seeds. The maps are those "
-            "of the pre-trained model that every fold starts from."
+            "Named: clip, true class, and the probability that the model gave it, mean over seeds. "
+            + recognizer.picture_note
         )
         pictures.append(Picture(title, caption, html_page.png(figure)))
     return pictures

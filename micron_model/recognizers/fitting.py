@@ -1,9 +1,8 @@
-"""Fine-tuning of a recognizer on labelled onset–apex pairs."""
+"""Training of a recognizer by gradient, and what a recognizer makes of clips."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,24 +10,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..data.clips.inputs import Values
 from ..training.config import warm_cosine
 from ..training.device_input import autocast
-from .micron_bert import Recognizer
+from .base import Examples, Recipe, Recognizer
 
 
 @dataclass
-class FinetuneConfig:
-    """How to fine-tune. The authors' way is not published: all choices are ours."""
+class Fitting(Recipe):
+    """How to train by AdamW, beside what a recognizer has of its own. All choices are ours."""
 
     epochs: int = 30
     """Passes over the training clips."""
     batch_size: int = 32
-    """Pairs a step."""
+    """Clips a step."""
     learning_rate: float = 1e-3
-    """Peak rate of the classifier; a cosine takes it to 0."""
-    layer_decay: float = 0.75
-    """Factor of the rate from each layer to the one below: classifier, micro-attention, blocks from the last to the
-    first, patch embedding."""
+    """Peak rate; a cosine takes it to 0."""
     warmup: float = 0.1
     """Share of the steps over which the rate rises linearly."""
     weight_decay: float = 0.05
@@ -40,14 +37,6 @@ class FinetuneConfig:
     balance: Literal["loss", "sampling", "off"] = "loss"
     """Against unequal classes, counted on the training clips alone: weigh the loss by 1/count, or draw clips so that
     classes come equally often."""
-    freeze: Literal["none", "encoder"] = "none"
-    """"encoder": train the classifier alone, on features of the unchanged model, computed once."""
-    flip: bool = True
-    """Mirror half of the pairs."""
-    shift: float = 0.03
-    """Largest shift of a pair, as a share of its side."""
-    brightness: float = 0.1
-    """Largest change of a pair's brightness, as a share."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast on a GPU that has it, fp32 elsewhere."""
 
@@ -55,34 +44,13 @@ class FinetuneConfig:
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}; it must be at least 1")
-        for name in ("warmup", "layer_decay", "label_smoothing", "shift", "brightness"):
+        for name in ("warmup", "label_smoothing"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)}; it must lie in [0, 1]")
 
-
-def parameter_groups(model: Recognizer, config: FinetuneConfig) -> list[dict[str, Any]]:
-    """Groups of an optimiser: ``rate``, the peak rate of the group's layer, and weight decay for matrices only."""
-    depth = model.config.model.depth
-    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        block = re.match(r"backbone\.encoder\.blocks\.(\d+)\.", name)
-        if not name.startswith("backbone."):
-            below = 0
-        elif block:
-            below = 1 + depth - int(block[1])
-        else:
-            below = (
-                1 if name.startswith(("backbone.micro_attention.", "backbone.encoder.norm.")) else depth + 2
-            )
-        groups.setdefault((below, parameter.dim() == 2), []).append(parameter)
-    return [
-        {
-            "params": parameters,
-            "rate": config.learning_rate * config.layer_decay**below,
-            "weight_decay": config.weight_decay if is_matrix else 0.0,
-        }
-        for (below, is_matrix), parameters in groups.items()
-    ]
+    @property
+    def inference_precision(self) -> Literal["auto", "fp32", "bf16"]:
+        return self.precision
 
 
 def class_weights(labels: Tensor, classes: int) -> Tensor:
@@ -92,29 +60,7 @@ def class_weights(labels: Tensor, classes: int) -> Tensor:
     return torch.where(present, len(labels) / (present.sum() * counts.clamp(min=1)), 0.0)
 
 
-def augment(model: Recognizer, pairs: Tensor, config: FinetuneConfig, generator: torch.Generator) -> Tensor:
-    """Pairs (B, 2, 3, S, S), uint8, normalised; mirrored, shifted and brightened, both frames of a pair alike."""
-    count, side = len(pairs), pairs.shape[-1]
-    if config.flip:
-        mirrored = torch.rand(count, generator=generator, device="cpu") < 0.5
-        pairs = torch.where(mirrored.to(pairs.device)[:, None, None, None, None], pairs.flip(-1), pairs)
-    reach = int(config.shift * side)
-    frames = pairs.flatten(1, 2).float()
-    if reach:
-        padded = F.pad(frames, (reach,) * 4, mode="replicate")
-        starts = torch.randint(2 * reach + 1, (count, 2), generator=generator, device="cpu").tolist()
-        frames = torch.stack(
-            [x[:, r : r + side, c : c + side] for x, (r, c) in zip(padded, starts, strict=True)]
-        )
-    gain = 1 + config.brightness * (2 * torch.rand(count, generator=generator, device="cpu") - 1)
-    frames = (frames * gain.to(frames.device)[:, None, None, None]).clamp(0, 255).unflatten(1, (2, 3))
-    backbone = model.backbone
-    return (frames / 255 - backbone.mean[:, None, None]) / backbone.std[:, None, None]
-
-
-def _order(
-    labels: Tensor, config: FinetuneConfig, classes: int, generator: torch.Generator
-) -> Iterator[Tensor]:
+def _order(labels: Tensor, config: Fitting, classes: int, generator: torch.Generator) -> Iterator[Tensor]:
     """The batches of an epoch, as positions."""
     if config.balance == "sampling":
         chances = class_weights(labels, classes)[labels]
@@ -124,92 +70,113 @@ def _order(
     yield from order.split(config.batch_size)
 
 
-def fit(
-    model: Recognizer,
-    inputs: Tensor,
-    labels: Tensor,
-    config: FinetuneConfig,
+def parameter_groups(recognizer: Recognizer, config: Fitting) -> list[dict[str, Any]]:
+    """Groups of an optimiser: one peak rate, and weight decay for matrices only."""
+    trained = [p for p in recognizer.parameters() if p.requires_grad]
+    return [
+        {"params": parameters, "rate": config.learning_rate, "weight_decay": decay}
+        for parameters, decay in (
+            ([p for p in trained if p.dim() >= 2], config.weight_decay),
+            ([p for p in trained if p.dim() < 2], 0.0),
+        )
+        if parameters
+    ]
+
+
+def fit_by_gradient(
+    recognizer: Recognizer,
+    train: Examples,
+    config: Fitting,
     *,
     seed: int = 0,
     on_epoch: Callable[[int], object] = lambda epoch: None,
-) -> Recognizer:
-    """Train ``model`` in place, on the device it is on; deterministic given ``seed`` (and the number of threads).
+    groups: Sequence[dict[str, Any]] | None = None,
+    augment: Callable[[Tensor, torch.Generator], Tensor] = lambda values, generator: values,
+) -> None:
+    """Train what requires a gradient, in place, on the device it is on; deterministic given ``seed`` (and the number
+    of threads).
 
     Args:
-        model: starts from what it is.
-        inputs: the training clips: pairs (n, 2, 3, S, S), uint8; or, with ``freeze="encoder"``, their features
-            (n, F) as ``model.features`` gives them.
-        labels: (n,) int64, positions in ``model.config.classes``.
+        recognizer: starts from what it is; it is left in evaluation mode.
+        train: the training clips; if they are embedded, ``classify`` alone is run.
         config: how.
         seed: of the order and of augmentation.
         on_epoch: called after each epoch with its number, from 1 on.
+        groups: of the optimiser, each with its peak ``rate``; ``parameter_groups`` if not given.
+        augment: changes a batch of values that are not embedded, given a generator on the CPU.
 
-    Returns:
-        ``model``, in evaluation mode.
+    Raises:
+        ValueError: there is no clip, or not as many labels.
     """
-    frozen = config.freeze == "encoder"
-    if (inputs.dim() == 2) != frozen or len(inputs) != len(labels) or not len(labels):
-        kind = "features (n, F)" if frozen else "pairs (n, 2, 3, S, S)"
+    values, labels = train.values, train.labels
+    if len(values) != len(labels) or not len(labels):
         raise ValueError(
-            f"inputs={tuple(inputs.shape)} and labels={tuple(labels.shape)}; freeze={config.freeze!r} needs {kind} and "
-            "as many labels"
+            f"{len(values)} clips and {len(labels)} labels; one label a clip, at least one, is needed"
         )
-    device, classes = model.head.weight.device, len(model.config.classes)
+    device, classes = recognizer.device, len(recognizer.classes)
     generator = torch.Generator().manual_seed(seed)
-    model.backbone.requires_grad_(not frozen)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [g for g in parameter_groups(model, config) if g["params"][0].requires_grad]
-    optimizer = torch.optim.AdamW(groups, lr=0.0, fused=device.type in ("cpu", "cuda"))
+    trained = [p for p in recognizer.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(
+        parameter_groups(recognizer, config) if groups is None else list(groups),
+        lr=0.0,
+        fused=device.type in ("cpu", "cuda"),
+    )
     weights = class_weights(labels, classes).to(device) if config.balance == "loss" else None
     steps, step = config.epochs * -(-len(labels) // config.batch_size), 0
     for epoch in range(config.epochs):
-        model.train()
+        recognizer.train()
         for chosen in _order(labels, config, classes, generator):
             for group in optimizer.param_groups:
                 group["lr"] = group["rate"] * warm_cosine(step, steps, config.warmup)
-            batch, truth = inputs[chosen].to(device), labels[chosen].to(device)
+            batch, truth = values[chosen].to(device), labels[chosen].to(device)
             with autocast(config.precision, device):
-                if frozen:
-                    logits = model.classify(batch)
-                else:
-                    onset, apex = augment(model, batch, config, generator).unbind(1)
-                    logits = model(onset, apex)
+                embedded = train.embedded
+                logits = recognizer.classify(batch) if embedded else recognizer(augment(batch, generator))
             loss = F.cross_entropy(logits.float(), truth, weights, label_smoothing=config.label_smoothing)
             loss.backward()
             nn.utils.clip_grad_norm_(trained, config.clip_norm)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             step += 1
-        model.eval()
+        recognizer.eval()
         on_epoch(epoch + 1)
-    return model.eval()
+
+
+def _batches(values: Values, size: int) -> Iterator[Tensor]:
+    for first in range(0, len(values), size):
+        yield values[first : first + size]
 
 
 @torch.no_grad()
-def logits_of(model: Recognizer, inputs: Tensor, batch_size: int = 64, precision: str = "auto") -> Tensor:
-    """Logits (n, classes), fp32 on the CPU, of pairs (n, 2, 3, S, S) or of features (n, F)."""
-    device = model.head.weight.device
+def logits_of(
+    recognizer: Recognizer,
+    values: Values,
+    *,
+    embedded: bool = False,
+    precision: str = "auto",
+    batch_size: int = 64,
+) -> Tensor:
+    """Logits (n, classes), fp32 on the CPU, of what the input encodes (n, …), or of features (n, F) if ``embedded``."""
     logits = []
-    for batch in inputs.split(batch_size):
-        batch = batch.to(device)
-        with autocast(precision, device):
-            result = model.classify(batch) if batch.dim() == 2 else model(*batch.unbind(1))
+    for batch in _batches(values, batch_size):
+        batch = batch.to(recognizer.device)
+        with autocast(precision, recognizer.device):
+            result = recognizer.classify(batch) if embedded else recognizer(batch)
         logits.append(result.float().cpu())
     return torch.cat(logits)
 
 
 @torch.no_grad()
 def features_of(
-    model: Recognizer,
-    pairs: Tensor,
+    recognizer: Recognizer,
+    values: Values,
     batch_size: int = 16,
     *,
     advance: Callable[[int], object] = lambda n: None,
 ) -> Tensor:
-    """Features (n, F), fp32 on the CPU, of pairs (n, 2, 3, S, S)."""
-    device = model.head.weight.device
+    """Features (n, F), fp32 on the CPU, of what the input encodes (n, …)."""
     features = []
-    for batch in pairs.split(batch_size):
-        features.append(model.features(*batch.to(device).unbind(1)).float().cpu())
+    for batch in _batches(values, batch_size):
+        features.append(recognizer.embed(batch.to(recognizer.device)).float().cpu())
         advance(len(batch))
     return torch.cat(features)

@@ -1,56 +1,56 @@
-"""Which micro-expression lies between two frames."""
+"""μ-BERT as a recognizer: which micro-expression lies between onset and apex."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from ..models.config import MicronBERTConfig
+from ..data.clips.inputs import OnsetApex
+from ..data.databases.corpus import Corpus
+from ..loading import load_model
+from ..models.config import MicronBERTConfig, preset
 from ..models.micron_bert import MicronBERT
+from ..models.official.micron_bert import SEEN
 from ..models.onednn import Linear
-from ..saved_model import SavedModel
+from ..visualize import change_maps, figure_of_pairs
+from .base import Examples, Recognizer, RecognizerConfig, Start
+from .fitting import Fitting, fit_by_gradient
 
 
 @dataclass
-class RecognizerConfig:
-    """Settings of a recognizer. How the authors fine-tuned μ-BERT is not published: the head is ours."""
+class MicronBERTRecognizerConfig(RecognizerConfig):
+    """Settings of a recognizer of μ-BERT. How its authors fine-tuned it is not published: the head is ours."""
 
-    classes: tuple[str, ...]
-    """Names of the classes, in the order of the logits."""
+    recognizer: str = "micron-bert"
     model: MicronBERTConfig = field(default_factory=MicronBERTConfig)
     regions: int = 4
     """Features are pooled over regions × regions parts of the face, since a class is *where* it moves; 1 pools the
     whole face."""
     from_rest: bool = True
     """Subtract the features of the onset compared with itself: what is left is change, not whose face it is."""
-    trained_on: str = ""
-    """What the classifier has seen, for those who use it."""
 
     def __post_init__(self) -> None:
-        self.classes = tuple(self.classes)  # JSON knows lists only
-        if isinstance(self.model, dict):
-            self.model = MicronBERTConfig(**self.model)
-        if len(set(self.classes)) != len(self.classes) or len(self.classes) < 2:
-            raise ValueError(f"classes={self.classes}; at least 2 different names are needed")
+        super().__post_init__()
         if not 1 <= self.regions <= self.model.grid:
             raise ValueError(
                 f"regions={self.regions}; it must lie in [1, {self.model.grid}], the patches along a side"
             )
 
 
-class Recognizer(
-    SavedModel,
-    library_name="micron-kernels",
-    tags=["micro-expression"],
-    license="mit",
-):
+class MicronBERTRecognizer(Recognizer):
     """μ-BERT's encoder and micro-attention between onset and apex, pooled, and a linear classifier."""
 
-    def __init__(self, config: RecognizerConfig):
-        super().__init__()
-        self.config = config
+    config: MicronBERTRecognizerConfig
+    picture_note = "The maps are those of μ-BERT before it is fine-tuned."
+
+    def __init__(self, config: MicronBERTRecognizerConfig):
+        super().__init__(config)
         self.backbone = MicronBERT(config.model)
         del self.backbone.decoder  # reconstruction is for pre-training
         self.backbone.dino = None
@@ -61,19 +61,27 @@ class Recognizer(
         nn.init.zeros_(self.head.bias)
 
     @classmethod
-    def from_pretrained_backbone(cls, model: MicronBERT, classes: Sequence[str], **settings) -> "Recognizer":
-        """A recognizer that starts from a pre-trained model; ``settings`` are those of :class:`RecognizerConfig`."""
-        recognizer = cls(RecognizerConfig(tuple(classes), model.config, **settings))
+    def from_pretrained_backbone(
+        cls, model: MicronBERT, classes: Sequence[str], **settings
+    ) -> "MicronBERTRecognizer":
+        """A recognizer that starts from a pre-trained model; ``settings`` are those of its config."""
+        recognizer = cls(MicronBERTRecognizerConfig(tuple(classes), model=model.config, **settings))
         wanted = recognizer.backbone.state_dict()
         recognizer.backbone.load_state_dict({k: v for k, v in model.state_dict().items() if k in wanted})
         return recognizer
 
-    def features(self, onset: Tensor, apex: Tensor) -> Tensor:
-        """Pooled features (B, regions²·D) of what changed between frames (B, 3, H, W).
+    @property
+    def clip_input(self) -> OnsetApex:
+        return OnsetApex(self.config.model.image_size)
+
+    def embed(self, values: Tensor) -> Tensor:
+        """Pooled features (B, regions²·D) of what changed between onset and apex (B, 2, 3, H, W): uint8, or normalised
+        already.
 
         Micro-attention weights each patch by the Patch of Interest of the apex; a region's features are the mean
         over its patches.
         """
+        onset, apex = values.unbind(1)
         model = self.backbone
         size = onset.shape[0]
         both = model.encode(torch.cat([model.normalize(onset), model.normalize(apex)]))
@@ -87,9 +95,151 @@ class Recognizer(
         return F.adaptive_avg_pool2d(grid, self.config.regions).flatten(1)
 
     def classify(self, features: Tensor) -> Tensor:
-        """Logits (B, classes) of what :meth:`features` gave."""
         return self.head(self.norm(features))
 
-    def forward(self, onset: Tensor, apex: Tensor) -> Tensor:
-        """Logits (B, classes) of frames (B, 3, H, W): uint8, or normalised already."""
-        return self.classify(self.features(onset, apex))
+    def picture(self, values: Tensor, labels: Sequence[str]) -> Figure:
+        """Onset, apex and the heat maps of the change between them."""
+        onset, apex = values.unbind(1)
+        return figure_of_pairs(onset, apex, change_maps(self.backbone, onset, apex), labels=labels)
+
+
+@dataclass
+class MicronBERTRecipe(Fitting):
+    """μ-BERT: encoder and micro-attention between onset and apex, pooled, and one linear layer. How its authors
+    fine-tuned it is not published: all choices are ours."""
+
+    name: ClassVar[str] = "micron-bert"
+    recognizer = MicronBERTRecognizer
+
+    model: str = "out/pretrain/model"
+    """Folder of a pre-trained model (pretrain and demo write one), one of the Hugging Face hub (hf://owner/name), a
+    checkpoint of the authors' (a file), or "none" for random weights."""
+    preset: Literal["tiny", "base"] = "base"
+    """Size of a model of random weights."""
+    freeze: Literal["none", "encoder"] = "none"
+    """"encoder": train the classifier alone, on features of the unchanged model, computed once."""
+    regions: int = 4
+    """Features are pooled over regions × regions parts of the face."""
+    from_rest: bool = True
+    """Subtract the features of the onset compared with itself."""
+    layer_decay: float = 0.75
+    """Factor of the rate from each layer to the one below: classifier, micro-attention, blocks from the last to the
+    first, patch embedding."""
+    flip: bool = True
+    """Mirror half of the pairs."""
+    shift: float = 0.03
+    """Largest shift of a pair, as a share of its side."""
+    brightness: float = 0.1
+    """Largest change of a pair's brightness, as a share."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("layer_decay", "shift", "brightness"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)}; it must lie in [0, 1]")
+
+    @property
+    def embeds_once(self) -> bool:
+        return self.freeze == "encoder"
+
+    def start(self) -> Start:
+        if self.model == "none":
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                model, corpus = MicronBERT(preset(self.preset)).eval(), Corpus(())
+        else:
+            model = load_model(self.model)
+            corpus = Corpus(SEEN) if Path(self.model).is_file() else Corpus.read(self.model)
+        return start_from(model, corpus, self.model)
+
+    def clip_input(self, start: Start) -> OnsetApex:
+        return OnsetApex(_backbone(start).config.image_size)
+
+    def build(self, start: Start, classes: Sequence[str], *, seed: int) -> MicronBERTRecognizer:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return MicronBERTRecognizer.from_pretrained_backbone(
+                _backbone(start), classes, regions=self.regions, from_rest=self.from_rest
+            )
+
+    def fit(
+        self,
+        recognizer: Recognizer,
+        train: Examples,
+        *,
+        seed: int,
+        on_epoch: Callable[[int], object] = lambda epoch: None,
+    ) -> None:
+        assert isinstance(recognizer, MicronBERTRecognizer)
+        if train.embedded != self.embeds_once:
+            kind = "features (n, F)" if self.embeds_once else "pairs (n, 2, 3, S, S)"
+            raise ValueError(f"freeze={self.freeze!r} learns from {kind}")
+        recognizer.backbone.requires_grad_(not self.embeds_once)
+        fit_by_gradient(
+            recognizer, train, self, seed=seed, on_epoch=on_epoch, groups=layer_groups(recognizer, self),
+            augment=lambda pairs, generator: augment(recognizer.backbone, pairs, self, generator),
+        )  # fmt: skip
+
+    def settings(self) -> dict[str, Any]:
+        settings = asdict(self)
+        for name in ("model", "preset"):  # of the start
+            del settings[name]
+        return settings
+
+
+def start_from(model: MicronBERT, corpus: Corpus, name: str = "") -> Start:
+    """A start from a pre-trained model at hand."""
+    return Start(model, corpus, {"pre-trained model": name, "model": asdict(model.config)})
+
+
+def _backbone(start: Start) -> MicronBERT:
+    if not isinstance(start.weights, MicronBERT):
+        raise TypeError(f"start.weights is a {type(start.weights).__name__}; μ-BERT starts from a MicronBERT")
+    return start.weights
+
+
+def layer_groups(recognizer: MicronBERTRecognizer, recipe: MicronBERTRecipe) -> list[dict[str, Any]]:
+    """Groups of an optimiser: ``rate``, the peak rate of the group's layer, and weight decay for matrices only."""
+    depth = recognizer.config.model.depth
+    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    for name, parameter in recognizer.named_parameters():
+        block = re.match(r"backbone\.encoder\.blocks\.(\d+)\.", name)
+        if not name.startswith("backbone."):
+            below = 0
+        elif block:
+            below = 1 + depth - int(block[1])
+        else:
+            below = (
+                1 if name.startswith(("backbone.micro_attention.", "backbone.encoder.norm.")) else depth + 2
+            )
+        if parameter.requires_grad:
+            groups.setdefault((below, parameter.dim() == 2), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "rate": recipe.learning_rate * recipe.layer_decay**below,
+            "weight_decay": recipe.weight_decay if is_matrix else 0.0,
+        }
+        for (below, is_matrix), parameters in groups.items()
+    ]
+
+
+def augment(
+    backbone: MicronBERT, pairs: Tensor, recipe: MicronBERTRecipe, generator: torch.Generator
+) -> Tensor:
+    """Pairs (B, 2, 3, S, S), uint8, normalised; mirrored, shifted and brightened, both frames of a pair alike."""
+    count, side = len(pairs), pairs.shape[-1]
+    if recipe.flip:
+        mirrored = torch.rand(count, generator=generator, device="cpu") < 0.5
+        pairs = torch.where(mirrored.to(pairs.device)[:, None, None, None, None], pairs.flip(-1), pairs)
+    reach = int(recipe.shift * side)
+    frames = pairs.flatten(1, 2).float()
+    if reach:
+        padded = F.pad(frames, (reach,) * 4, mode="replicate")
+        starts = torch.randint(2 * reach + 1, (count, 2), generator=generator, device="cpu").tolist()
+        frames = torch.stack(
+            [x[:, r : r + side, c : c + side] for x, (r, c) in zip(padded, starts, strict=True)]
+        )
+    gain = 1 + recipe.brightness * (2 * torch.rand(count, generator=generator, device="cpu") - 1)
+    frames = (frames * gain.to(frames.device)[:, None, None, None]).clamp(0, 255).unflatten(1, (2, 3))
+    return (frames / 255 - backbone.mean[:, None, None]) / backbone.std[:, None, None]

@@ -50,11 +50,6 @@ def test_a_corpus_is_kept_with_the_model(tmp_path):
     assert Corpus.read(tmp_path) == Corpus(None)
 
 
-def test_the_authors_checkpoint_has_seen_casme2(tmp_path):
-    (tmp_path / "released.pth").touch()
-    assert Corpus.read(tmp_path / "released.pth").overlap(TESTED) == ["casme2/1", "casme2/2"]
-
-
 def test_a_corpus_of_shards_is_that_of_their_clips(sources, shards, tmp_path):
     clips = Corpus.of(shards).clips
     assert len(clips) == 3

@@ -1,6 +1,7 @@
 """Folds trained and tested: on look-alikes, over processes, stopped and gone on with, against shuffled labels."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,20 +9,19 @@ from rich.console import Console
 
 from micron_model import MicronBERT, preset
 from micron_model.cli import main
-from micron_model.data.databases.classes import label
+from micron_model.data.clips.inputs import OnsetApex
 from micron_model.data.databases.corpus import Corpus
-from micron_model.data.databases.datasets import load_dataset
 from micron_model.data.databases.lookalike import LookalikeConfig, make_lookalike
-from micron_model.data.databases.prepared import FaceConfig, prepare
 from micron_model.evaluation import evaluator as module
-from micron_model.evaluation.evaluator import EvaluateConfig, Task, evaluate
+from micron_model.evaluation.evaluator import EvaluateConfig, evaluate
 from micron_model.evaluation.metrics import confusion_matrix, score, uf1
 from micron_model.evaluation.predictions import LEAKY, read_predictions
-from micron_model.evaluation.protocols import loso
-from micron_model.recognizers.fitting import FinetuneConfig
+from micron_model.evaluation.task import load_task, positions
+from micron_model.recognizers.base import Examples
+from micron_model.recognizers.micron_bert import MicronBERTRecipe, start_from
 
 QUIET = Console(quiet=True)
-FROZEN = FinetuneConfig(freeze="encoder", epochs=15)
+FROZEN = MicronBERTRecipe(freeze="encoder", epochs=15)
 
 
 @pytest.fixture(scope="module")
@@ -34,26 +34,21 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def lookalike(root):
-    """(task, pairs) of three classes."""
-    labelled = label(load_dataset("casme2", root).expressions, "3")
-    prepared = prepare(labelled.expressions, 64, FaceConfig())
-    assert prepared.expressions == labelled.expressions
-    classes = ("negative", "positive", "surprise")
-    task = Task(prepared.expressions, labelled.labels, classes, loso(prepared.expressions))
-    return task, prepared.pairs
+    """A task of three classes."""
+    return load_task("casme2", root, OnsetApex(64), scheme="3", allow_differences=True, console=QUIET)
 
 
 @pytest.fixture(scope="module")
 def backbone():
     torch.manual_seed(0)
-    return MicronBERT(preset("tiny", tied_start=True)).eval()
+    return start_from(MicronBERT(preset("tiny", tied_start=True)).eval(), Corpus(()))
 
 
 @pytest.fixture(scope="module")
 def evaluated(lookalike, backbone, tmp_path_factory):
     out = tmp_path_factory.mktemp("evaluation")
-    config = EvaluateConfig(seeds=2, finetune=FROZEN)
-    return out, config, evaluate(*lookalike, backbone, config, out, workers=1, console=QUIET)
+    config = EvaluateConfig(seeds=2)
+    return out, config, evaluate(lookalike, FROZEN, backbone, config, out, workers=1, console=QUIET)
 
 
 def test_it_is_clearly_above_shuffled_labels_and_those_are_at_chance(evaluated):
@@ -69,30 +64,33 @@ def test_it_is_clearly_above_shuffled_labels_and_those_are_at_chance(evaluated):
 
 def test_every_clip_is_tested_once_a_seed_in_the_fold_of_its_subject(evaluated, lookalike):
     rows = evaluated[2].predictions.rows
-    assert len(rows) == 2 * len(lookalike[0].expressions)
+    assert len(rows) == 2 * len(lookalike.expressions)
     assert all(row.fold == row.subject for row in rows)
     assert {row.selection for row in rows} == {"last"}
 
 
 @pytest.mark.parametrize("freeze", ["encoder", "none"])
-def test_no_test_clip_changes_what_a_fold_learns(lookalike, backbone, freeze, monkeypatch):
-    task, pairs = lookalike
-    config = EvaluateConfig(finetune=FinetuneConfig(freeze=freeze, epochs=1, batch_size=8))
-    inputs = torch.randn(len(pairs), 4 * 4 * 128) if freeze == "encoder" else pairs[:, :, :, ::2, ::2]
+def test_no_test_clip_changes_what_a_fold_learns(lookalike, backbone, freeze):
     weights = []
 
-    def kept(model, *arguments, **options):
-        module_fit(model, *arguments, **options)
-        weights.append(torch.cat([p.flatten() for p in model.parameters()]))
+    class Recorded(MicronBERTRecipe):
+        def fit(self, recognizer, train, **options):
+            super().fit(recognizer, train, **options)
+            weights.append(torch.cat([p.flatten() for p in recognizer.parameters()]))
 
-    module_fit = module.fit
-    monkeypatch.setattr(module, "fit", kept)
+    recipe = Recorded(freeze=freeze, epochs=1, batch_size=8)
+    pairs = lookalike.values_of(OnsetApex(64))
+    values = torch.randn(len(pairs), 4 * 4 * 128) if recipe.embeds_once else pairs[:, :, :, ::2, ::2]
+    labels = positions(lookalike.labels, lookalike.classes)
     for noise in (False, True):
-        inputs = inputs.clone()
+        values = values.clone()
         if noise:
-            inputs[list(task.folds[0].test)] = torch.zeros_like(inputs[:1])
-        work = module._Work(backbone, inputs, task, config, "cpu")
-        module._train_fold(work, module._Job("model", 0, 0))
+            values[list(lookalike.folds[0].test)] = torch.zeros_like(values[:1])
+        examples = Examples(values, labels, [e.subject for e in lookalike.expressions], recipe.embeds_once)
+        trained = {"model": module._Trained(recipe, backbone, examples)}
+        module._train_fold(
+            module._Work(trained, lookalike, EvaluateConfig(), "cpu"), module._Job("model", 0, 0)
+        )
     assert torch.equal(weights[0], weights[1])
 
 
@@ -100,9 +98,9 @@ def test_processes_give_the_same_predictions(evaluated, lookalike, backbone, tmp
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # as in the processes
     try:
-        config = EvaluateConfig(seeds=1, finetune=FROZEN, shuffled=False)
+        config = EvaluateConfig(seeds=1, shuffled=False)
         one, two = (
-            evaluate(*lookalike, backbone, config, tmp_path / str(n), workers=n, console=QUIET)
+            evaluate(lookalike, FROZEN, backbone, config, tmp_path / str(n), workers=n, console=QUIET)
             for n in (1, 2)
         )
     finally:
@@ -118,7 +116,7 @@ def test_finished_folds_are_not_trained_again(evaluated, lookalike, backbone, mo
     trained = []
     train = module._train_fold
     monkeypatch.setattr(module, "_train_fold", lambda work, job: trained.append(job) or train(work, job))
-    again = evaluate(*lookalike, backbone, config, out, workers=1, console=QUIET)
+    again = evaluate(lookalike, FROZEN, backbone, config, out, workers=1, console=QUIET)
     assert len(trained) == 1
     assert lost.read_bytes() == content
     assert again == before
@@ -126,20 +124,22 @@ def test_finished_folds_are_not_trained_again(evaluated, lookalike, backbone, mo
 
 def test_another_evaluation_is_not_mixed_in(evaluated, lookalike, backbone):
     out, _, _ = evaluated
-    other = EvaluateConfig(seeds=2, finetune=FinetuneConfig(freeze="encoder", epochs=3))
+    other = replace(FROZEN, epochs=3)
+    with pytest.raises(ValueError, match=r"holds another evaluation: model was .*'epochs': 15"):
+        evaluate(lookalike, other, backbone, evaluated[1], out, workers=1, console=QUIET)
     with pytest.raises(ValueError, match="holds another evaluation: evaluation was"):
-        evaluate(*lookalike, backbone, other, out, workers=1, console=QUIET)
-    task, pairs = lookalike
-    with pytest.raises(ValueError, match="holds another evaluation: frames was"):
-        evaluate(task, pairs.flip(0), backbone, evaluated[1], out, workers=1, console=QUIET)
+        evaluate(lookalike, FROZEN, backbone, EvaluateConfig(seeds=3), out, workers=1, console=QUIET)
+    flipped = lookalike._replace(values={key: values.flip(0) for key, values in lookalike.values.items()})
+    with pytest.raises(ValueError, match=r"holds another evaluation: model was .*'values'"):
+        evaluate(flipped, FROZEN, backbone, evaluated[1], out, workers=1, console=QUIET)
 
 
 @pytest.mark.parametrize(
     ("settings", "stamp"), [({"selection": "inner"}, "inner"), ({"leaky_best_epoch": True}, LEAKY)]
 )
 def test_how_the_epoch_was_chosen_stands_in_every_prediction(lookalike, backbone, settings, stamp, tmp_path):
-    config = EvaluateConfig(seeds=1, finetune=FROZEN, shuffled=False, **settings)
-    found = evaluate(*lookalike, backbone, config, tmp_path, workers=1, console=QUIET).predictions
+    config = EvaluateConfig(seeds=1, shuffled=False, **settings)
+    found = evaluate(lookalike, FROZEN, backbone, config, tmp_path, workers=1, console=QUIET).predictions
     assert {row.selection for row in found.rows} == {stamp}
     assert (LEAKY in " ".join(score(found).stamps)) == (stamp == LEAKY)
 
@@ -149,7 +149,7 @@ def test_choosing_the_epoch_on_the_test_subjects_never_lowers_the_score_of_a_fol
 ):
     results = [
         evaluate(
-            *lookalike, backbone, EvaluateConfig(seeds=1, finetune=FROZEN, shuffled=False, leaky_best_epoch=leaky),
+            lookalike, FROZEN, backbone, EvaluateConfig(seeds=1, shuffled=False, leaky_best_epoch=leaky),
             tmp_path / str(leaky), workers=1, console=QUIET,
         ).predictions.rows
         for leaky in (False, True)
@@ -160,7 +160,7 @@ def test_choosing_the_epoch_on_the_test_subjects_never_lowers_the_score_of_a_fol
             folds[row.fold].append((row.truth, row.prediction))
     scores = [
         [
-            float(uf1(confusion_matrix(*zip(*found, strict=True), lookalike[0].classes)))
+            float(uf1(confusion_matrix(*zip(*found, strict=True), lookalike.classes)))
             for found in folds.values()
         ]
         for folds in (last, leaky)

@@ -10,6 +10,7 @@ import torch
 
 from micron_model.data import synthetic_clips
 from micron_model.data.clips.faces import Box, cut, find_face, spot_apex
+from micron_model.data.clips.inputs import OnsetApex, StoredValues, UnusableClip
 from micron_model.data.databases.expressions import Expression
 from micron_model.data.databases.prepared import FaceConfig, prepare, read_boxes
 
@@ -68,7 +69,7 @@ def test_what_lies_outside_of_the_frame_repeats_its_edge():
 
 
 def test_onset_and_apex_are_those_of_the_annotation(expression):
-    (pair,) = prepare([expression], 64, WHOLE).pairs
+    (pair,) = prepare([expression], OnsetApex(64), WHOLE).values
     for frame, number in zip(pair, (expression.onset, expression.apex), strict=True):
         read = cv2.imread(str(expression.path(number)))[:, :, ::-1].transpose(2, 0, 1)
         assert (frame.numpy() == read).all()
@@ -79,19 +80,21 @@ def test_the_face_is_found_in_the_onset_and_cut_alike_from_the_apex(tmp_path):
     shifted = np.roll(scene, 6, 1)  # a face that moved is cut where it was
     frames = np.stack([scene, shifted]).transpose(0, 3, 1, 2)
     prepared = prepare(
-        [write_expression(tmp_path / "EP01", frames, [1, 2], apex=2)], 64, FaceConfig(margin=0.1)
+        [write_expression(tmp_path / "EP01", frames, [1, 2], apex=2)], OnsetApex(64), FaceConfig(margin=0.1)
     )
     assert prepared.problems == []
     box = find_face(scene)
-    for image, frame in zip((scene, shifted), prepared.pairs[0], strict=True):
+    for image, frame in zip((scene, shifted), prepared.values[0], strict=True):
         assert (cut(image, box, 0.1, 64) == frame.numpy()).all()
 
 
 def test_no_face_is_told_and_the_central_square_taken(tmp_path):
     frames = np.random.default_rng(0).integers(0, 255, (2, 3, 64, 80), np.uint8)
-    prepared = prepare([write_expression(tmp_path / "EP01", frames, [1, 2], apex=2)], 64, FaceConfig())
+    prepared = prepare(
+        [write_expression(tmp_path / "EP01", frames, [1, 2], apex=2)], OnsetApex(64), FaceConfig()
+    )
     assert [p.reason for p in prepared.problems] == ["no face was found: the central square was taken"]
-    assert (prepared.pairs[0].numpy() == frames[..., 8:72]).all()
+    assert (prepared.values[0].numpy() == frames[..., 8:72]).all()
 
 
 @pytest.mark.parametrize(
@@ -121,8 +124,8 @@ def test_a_csv_without_boxes_is_refused(tmp_path, text, message):
 def test_a_given_box_is_taken(tmp_path, expression):
     path = tmp_path / "boxes.csv"
     path.write_text(f"clip,x,y,width,height\n{expression.name},8,16,32,32\n")
-    (pair,) = prepare([expression], 32, FaceConfig(boxes=path, margin=0.0)).pairs
-    whole = prepare([expression], 64, WHOLE).pairs[0]
+    (pair,) = prepare([expression], OnsetApex(32), FaceConfig(boxes=path, margin=0.0)).values
+    whole = prepare([expression], OnsetApex(64), WHOLE).values[0]
     assert torch.equal(pair, whole[..., 16:48, 8:40])
 
 
@@ -134,23 +137,23 @@ def test_the_apex_is_spotted_where_the_difference_is_widest(tmp_path):
     middle, frames = (numbers[0] + numbers[-1]) // 2, clip.read(numbers, 64)
     midpoint = write_expression(tmp_path / "EP01", frames, numbers, apex=middle, apex_from="midpoint")
     config = dataclasses.replace(WHOLE, spot_apex=True)
-    (spotted,) = prepare([midpoint], 64, config).expressions
+    (spotted,) = prepare([midpoint], OnsetApex(64), config).expressions
     assert spotted.apex_from == "spotting"
     assert abs(spotted.apex - clip.apex) <= 3 < abs(middle - clip.apex)
     annotated = dataclasses.replace(midpoint, apex_from="annotation")
-    assert prepare([annotated], 64, config).expressions == [annotated]
+    assert prepare([annotated], OnsetApex(64), config).expressions == [annotated]
 
 
 def test_the_cache_gives_the_same_and_is_read(tmp_path, expression, monkeypatch):
-    first = prepare([expression], 64, WHOLE, tmp_path / "cache").pairs
-    monkeypatch.setattr("micron_model.data.databases.prepared._cut_pair", None)
-    assert torch.equal(prepare([expression], 64, WHOLE, tmp_path / "cache").pairs, first)
+    first = prepare([expression], OnsetApex(64), WHOLE, tmp_path / "cache").values
+    monkeypatch.setattr("micron_model.data.databases.prepared._encode", None)
+    assert torch.equal(prepare([expression], OnsetApex(64), WHOLE, tmp_path / "cache").values, first)
 
 
 @pytest.mark.parametrize("change", ["size", "margin", "apex", "frame", "damaged"])
 def test_the_cache_is_not_read_for_anything_else(tmp_path, expression, change):
     cache = tmp_path / "cache"
-    prepare([expression], 64, WHOLE, cache)
+    prepare([expression], OnsetApex(64), WHOLE, cache)
     (stored,) = cache.iterdir()
     size, config = 64, WHOLE
     if change == "size":
@@ -163,19 +166,54 @@ def test_the_cache_is_not_read_for_anything_else(tmp_path, expression, change):
         cv2.imwrite(str(expression.path(expression.apex)), np.zeros((64, 64, 3), np.uint8))
     else:
         stored.write_bytes(stored.read_bytes()[:1000])
-    fresh = prepare([expression], size, config).pairs
-    assert torch.equal(prepare([expression], size, config, cache).pairs, fresh)
+    fresh = prepare([expression], OnsetApex(size), config).values
+    assert torch.equal(prepare([expression], OnsetApex(size), config, cache).values, fresh)
     assert len(list(cache.iterdir())) == (1 if change == "damaged" else 2)
 
 
 def test_an_expression_that_cannot_be_read_is_left_out_and_named(tmp_path, expression):
     broken = write_expression(tmp_path / "EP02", np.zeros((2, 3, 64, 64), np.uint8), [1, 2], apex=2)
     broken.path(2).write_bytes(b"no image")
-    prepared = prepare([broken, expression], 64, WHOLE)
+    prepared = prepare([broken, expression], OnsetApex(64), WHOLE)
     assert prepared.expressions == [expression]
-    assert prepared.pairs.shape == (1, 2, 3, 64, 64)
+    assert prepared.values.shape == (1, 2, 3, 64, 64)
     (problem,) = prepared.problems
     assert problem.path == "casme2 sub01/EP02"
     assert "img2.png: is not an image that can be decoded" in problem.reason
     with pytest.raises(ValueError, match="none of 1 expressions could be prepared"):
-        prepare([broken], 64, WHOLE)
+        prepare([broken], OnsetApex(64), WHOLE)
+
+
+class AllFrames(OnsetApex):
+    """Every frame from onset to offset, as means; at least three."""
+
+    key = "means"
+
+    def frames(self, onset, apex, offset):
+        if offset - onset < 2:
+            raise UnusableClip(f"only {offset - onset + 1} frames, 3 are needed")
+        return tuple(range(onset, onset + 3))
+
+    def encode(self, faces):
+        return faces.mean((1, 2, 3), dtype=np.float32)
+
+
+def test_an_input_chooses_the_frames_and_what_is_kept_of_them(tmp_path):
+    frames = np.full((4, 3, 8, 8), np.arange(4, dtype=np.uint8)[:, None, None, None] * 10, np.uint8)
+    whole = write_expression(tmp_path / "EP01", frames, [3, 4, 5, 6], apex=5)
+    short = write_expression(tmp_path / "EP02", frames[:2], [3, 4], apex=4)
+    prepared = prepare([short, whole], AllFrames(8), WHOLE)
+    assert prepared.values.tolist() == [[0, 10, 20]]
+    assert [p.reason for p in prepared.problems] == ["left out: only 2 frames, 3 are needed"]
+
+
+def test_what_memory_does_not_hold_is_read_from_the_cache(tmp_path, expression, monkeypatch):
+    clips = [dataclasses.replace(expression, apex=number) for number, _ in expression.frames[1:4]]
+    in_memory = prepare(clips, OnsetApex(64), WHOLE).values
+    monkeypatch.setattr("micron_model.data.databases.prepared._IN_MEMORY", 1000)
+    stored = prepare(clips, OnsetApex(64), WHOLE, tmp_path / "cache").values
+    assert isinstance(stored, StoredValues)
+    assert len(stored) == 3
+    for chosen in (slice(1, 3), [0, 2], torch.tensor([2])):
+        assert torch.equal(stored[chosen], in_memory[chosen])
+    assert torch.equal(stored.at([1, 2])[[1]], in_memory[[2]])

@@ -18,7 +18,7 @@ from micron_model.data.clips.frames import FrameError, VideoClip, read_image
 from micron_model.data.databases.lookalike import LookalikeConfig, make_lookalike
 from micron_model.data.shards.read import read_shard
 from micron_model.faults import MachineFault, is_of_the_machine
-from micron_model.recognizers.micron_bert import Recognizer
+from micron_model.recognizers.micron_bert import MicronBERTRecognizer
 from micron_model.whole_file import whole_file, write_whole
 from writers import grey, write_images, write_video
 
@@ -169,7 +169,7 @@ def test_faults_are_told_apart():
 
 @pytest.fixture
 def recognizer(small, tmp_path):
-    model = Recognizer.from_pretrained_backbone(small(), ("happiness", "surprise"), regions=2)
+    model = MicronBERTRecognizer.from_pretrained_backbone(small(), ("happiness", "surprise"), regions=2)
     model.save_pretrained(tmp_path / "recognizer")
     small().save_pretrained(tmp_path / "model")
     return tmp_path

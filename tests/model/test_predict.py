@@ -11,7 +11,7 @@ from micron_model.cli import main
 from micron_model.data import FrameError, synthetic_clips
 from micron_model.data.databases.lookalike import LookalikeConfig, make_lookalike
 from micron_model.prediction import SpotConfig, difference_curve, predict, spot
-from micron_model.recognizers.micron_bert import Recognizer
+from micron_model.recognizers.micron_bert import MicronBERTRecognizer
 from writers import read_png, write_images, write_video
 
 FPS = 60.0
@@ -26,7 +26,9 @@ def clips():
 def recognizer():
     torch.manual_seed(0)
     model = MicronBERT(preset("tiny", tied_start=True))
-    return Recognizer.from_pretrained_backbone(model, ("happiness", "surprise"), trained_on="warps").eval()
+    return MicronBERTRecognizer.from_pretrained_backbone(
+        model, ("happiness", "surprise"), trained_on="warps"
+    ).eval()
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +88,7 @@ def test_a_video_is_classified(video, clips, recognizer):
     assert sum(candidate.probabilities.values()) == pytest.approx(1)
     assert 80 < analysis.box.side < 160
     with torch.no_grad():
-        expected = recognizer(*candidate.pair[None].unbind(1)).softmax(1)[0]
+        expected = recognizer(candidate.values[None]).softmax(1)[0]
     torch.testing.assert_close(torch.tensor(list(candidate.probabilities.values())), expected)
 
 
@@ -129,7 +131,7 @@ def test_from_a_database_to_a_prediction_by_the_commands(video, tmp_path, capsys
     (candidate,) = found["candidates"]
     assert candidate["probabilities"].keys() == {"happiness", "disgust", "repression", "surprise", "others"}
     assert read_png(out / "curve.png").std() > 5
-    assert read_png(out / "heatmaps.png").std() > 5
+    assert read_png(out / "candidates.png").std() > 5
     assert main(finetune) == 1
     assert "holds a model already" in capsys.readouterr().err
 

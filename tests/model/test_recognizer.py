@@ -1,21 +1,25 @@
-"""The recognizer and its fine-tuning."""
+"""μ-BERT as a recognizer, and its fine-tuning."""
 
 import json
 
 import pytest
 import torch
 
+from made_up import expression
 from micron_model import preset
-from micron_model.recognizers.fitting import (
-    FinetuneConfig,
+from micron_model.data.databases.corpus import Corpus
+from micron_model.evaluation.task import Task, finetune
+from micron_model.loading import load_recognizer
+from micron_model.recognizers.base import Examples
+from micron_model.recognizers.fitting import class_weights, features_of, logits_of
+from micron_model.recognizers.micron_bert import (
+    MicronBERTRecipe,
+    MicronBERTRecognizer,
+    MicronBERTRecognizerConfig,
     augment,
-    class_weights,
-    features_of,
-    fit,
-    logits_of,
-    parameter_groups,
+    layer_groups,
+    start_from,
 )
-from micron_model.recognizers.micron_bert import Recognizer, RecognizerConfig
 
 CLASSES = ("happiness", "surprise", "disgust")
 
@@ -23,7 +27,11 @@ CLASSES = ("happiness", "surprise", "disgust")
 @pytest.fixture
 def recognizer(small):
     torch.manual_seed(0)
-    return Recognizer.from_pretrained_backbone(small(tied_start=True), CLASSES, regions=2)
+    return MicronBERTRecognizer.from_pretrained_backbone(small(tied_start=True), CLASSES, regions=2)
+
+
+def examples(values, labels, *, embedded=False):
+    return Examples(values, labels, ["casme2/1"] * len(labels), embedded)
 
 
 @pytest.fixture
@@ -33,37 +41,39 @@ def pairs(pair):
 
 def test_it_starts_from_the_pretrained_weights(small):
     model = small(tied_start=True)
-    state = Recognizer.from_pretrained_backbone(model, CLASSES, regions=2).backbone.state_dict()
+    state = MicronBERTRecognizer.from_pretrained_backbone(model, CLASSES, regions=2).backbone.state_dict()
     assert {name.split(".")[0] for name in state} == {"encoder", "micro_attention"}
     assert all(torch.equal(x, model.state_dict()[name]) for name, x in state.items())
 
 
 @pytest.mark.parametrize("poi", ["soft", "hard", "off"])
 def test_features_of_no_change_are_zero(small, pair, poi):
-    model = Recognizer.from_pretrained_backbone(small(poi=poi), CLASSES, regions=2).eval()
+    model = MicronBERTRecognizer.from_pretrained_backbone(small(poi=poi), CLASSES, regions=2).eval()
     onset, apex = pair
-    assert model.features(onset, onset).abs().max() < 1e-6
-    assert model.features(onset, apex).abs().max() > 1e-4
-    assert model.features(onset, apex).shape == (4, 2 * 2 * 32)
+    assert model.embed(torch.stack([onset, onset], 1)).abs().max() < 1e-6
+    assert model.embed(torch.stack([onset, apex], 1)).abs().max() > 1e-4
+    assert model.embed(torch.stack([onset, apex], 1)).shape == (4, 2 * 2 * 32)
 
 
 def test_features_are_the_mean_of_each_region(small, pair):
-    model = Recognizer.from_pretrained_backbone(small(), CLASSES, regions=2, from_rest=False).eval()
+    model = MicronBERTRecognizer.from_pretrained_backbone(small(), CLASSES, regions=2, from_rest=False).eval()
     onset, apex = pair
     whole = model.backbone.extract_features(onset, apex)  # a grid of 4 × 4 patches
     grid = whole.transpose(1, 2).unflatten(2, (4, 4))
-    features = model.features(onset, apex).unflatten(1, (32, 2, 2))
+    features = model.embed(torch.stack([onset, apex], 1)).unflatten(1, (32, 2, 2))
     torch.testing.assert_close(features[:, :, 0, 1], grid[:, :, :2, 2:].mean((2, 3)))
 
 
-def test_it_is_saved_and_loaded_with_its_classes(recognizer, pair, tmp_path):
+def test_it_is_saved_with_its_kind_and_its_classes_and_loaded_by_them(recognizer, pair, tmp_path):
     recognizer.config.trained_on = "something"
     recognizer.save_pretrained(tmp_path)
-    loaded = Recognizer.from_pretrained(tmp_path)
-    assert loaded.config == recognizer.config
-    assert json.loads((tmp_path / "config.json").read_text())["classes"] == list(CLASSES)
+    loaded = load_recognizer(str(tmp_path))
+    assert (loaded.classes, loaded.config.trained_on) == (CLASSES, "something")
+    described = json.loads((tmp_path / "config.json").read_text())
+    assert (described["recognizer"], described["classes"]) == ("micron-bert", list(CLASSES))
     with torch.no_grad():
-        assert torch.equal(loaded.eval()(*pair), recognizer.eval()(*pair))
+        values = torch.stack(pair, 1)
+        assert torch.equal(loaded(values), recognizer.eval()(values))
 
 
 @pytest.mark.parametrize(
@@ -76,17 +86,17 @@ def test_it_is_saved_and_loaded_with_its_classes(recognizer, pair, tmp_path):
 )
 def test_bad_settings_of_a_recognizer_are_named(settings, message):
     with pytest.raises(ValueError, match=message):
-        RecognizerConfig(**settings, model=preset("tiny"))
+        MicronBERTRecognizerConfig(**settings, model=preset("tiny"))
 
 
 # Fine-tuning
 
 
 def test_rates_decay_from_layer_to_layer(recognizer):
-    config = FinetuneConfig(learning_rate=1.0, layer_decay=0.5, weight_decay=0.1)
+    config = MicronBERTRecipe(learning_rate=1.0, layer_decay=0.5, weight_decay=0.1)
     rate, decay = {}, {}
     names = {id(p): name for name, p in recognizer.named_parameters()}
-    for group in parameter_groups(recognizer, config):
+    for group in layer_groups(recognizer, config):
         for parameter in group["params"]:
             rate[names[id(parameter)]] = group["rate"]
             decay[names[id(parameter)]] = group["weight_decay"]
@@ -110,51 +120,72 @@ def test_classes_weigh_the_same_together():
 
 def test_both_frames_of_a_pair_are_augmented_alike(recognizer, pairs):
     same = pairs[:, :1].expand_as(pairs)
-    config = FinetuneConfig(shift=0.2, brightness=0.3)
-    augmented = augment(recognizer, same, config, torch.Generator().manual_seed(0))
+    config = MicronBERTRecipe(shift=0.2, brightness=0.3)
+    augmented = augment(recognizer.backbone, same, config, torch.Generator().manual_seed(0))
     assert torch.equal(augmented[:, 0], augmented[:, 1])
     assert not torch.allclose(augmented[:, 0], recognizer.backbone.normalize(same[:, 0]))
 
 
 def test_no_augmentation_is_normalising_alone(recognizer, pairs):
-    config = FinetuneConfig(flip=False, shift=0, brightness=0)
-    augmented = augment(recognizer, pairs, config, torch.Generator())
+    config = MicronBERTRecipe(flip=False, shift=0, brightness=0)
+    augmented = augment(recognizer.backbone, pairs, config, torch.Generator())
     torch.testing.assert_close(augmented[:, 1], recognizer.backbone.normalize(pairs[:, 1]))
 
 
 @pytest.mark.parametrize("balance", ["loss", "sampling", "off"])
 @pytest.mark.parametrize("freeze", ["none", "encoder"])
 def test_it_learns_what_it_is_shown(recognizer, pairs, balance, freeze):
-    config = FinetuneConfig(
+    config = MicronBERTRecipe(
         epochs=25, batch_size=4, learning_rate=1e-2, balance=balance, freeze=freeze, warmup=0.2
     )
     labels = torch.tensor([0, 1, 2, 1])
     before = {name: x.clone() for name, x in recognizer.backbone.state_dict().items()}
-    inputs = features_of(recognizer.eval(), pairs) if freeze == "encoder" else pairs
-    fit(recognizer, inputs, labels, config)
+    inputs = features_of(recognizer.eval(), pairs) if config.embeds_once else pairs
+    config.fit(recognizer, examples(inputs, labels, embedded=config.embeds_once), seed=0)
     assert logits_of(recognizer, pairs).argmax(1).tolist() == labels.tolist()
     changed = any(not torch.equal(x, before[name]) for name, x in recognizer.backbone.state_dict().items())
     assert changed == (freeze == "none")
 
 
 def test_the_same_seed_gives_the_same_weights(recognizer, pairs):
-    config = FinetuneConfig(epochs=2, batch_size=2)
+    config = MicronBERTRecipe(epochs=2, batch_size=2)
     start = {name: x.clone() for name, x in recognizer.state_dict().items()}
     results = []
     for seed in (0, 0, 1):
         recognizer.load_state_dict(start)
         torch.manual_seed(7 + len(results))  # the global generator decides nothing
-        fit(recognizer, pairs, torch.tensor([0, 1, 2, 1]), config, seed=seed)
+        config.fit(recognizer, examples(pairs, torch.tensor([0, 1, 2, 1])), seed=seed)
         results.append(logits_of(recognizer, pairs))
     assert torch.equal(results[0], results[1])
     assert not torch.equal(results[0], results[2])
 
 
 def test_features_and_pairs_are_not_mistaken(recognizer, pairs):
-    with pytest.raises(ValueError, match=r"freeze='encoder' needs features \(n, F\)"):
-        fit(recognizer, pairs, torch.tensor([0, 1, 2, 1]), FinetuneConfig(freeze="encoder"))
-    with pytest.raises(ValueError, match=r"labels=\(3,\)"):
-        fit(recognizer, pairs, torch.tensor([0, 1, 2]), FinetuneConfig())
+    labels = torch.tensor([0, 1, 2, 1])
+    with pytest.raises(ValueError, match=r"freeze='encoder' learns from features \(n, F\)"):
+        MicronBERTRecipe(freeze="encoder").fit(recognizer, examples(pairs, labels), seed=0)
+    with pytest.raises(ValueError, match="4 clips and 3 labels"):
+        MicronBERTRecipe().fit(recognizer, examples(pairs, labels[:3]), seed=0)
+
+
+def test_the_authors_checkpoint_has_seen_casme2(tmp_path, monkeypatch, small):
+    (tmp_path / "released.pth").touch()
+    monkeypatch.setattr("micron_model.recognizers.micron_bert.load_model", lambda name: small())
+    start = MicronBERTRecipe(model=str(tmp_path / "released.pth")).start()
+    assert start.corpus == Corpus(("CASME2",))
+
+
+def test_one_that_learned_all_clips_of_a_task_says_of_which(small, pairs):
+    model, recipe = small(tied_start=True), MicronBERTRecipe(epochs=1, freeze="encoder", regions=2)
+    start = start_from(model, Corpus(()))
+    expressions = [expression(name=str(i)) for i in range(4)]
+    values = {recipe.clip_input(start).key: pairs}
+    task = Task(expressions, list("abca"), tuple("abc"), [], values, {"classes": "four clips"})
+    trained = finetune(task, recipe, start)
+    assert trained.config.trained_on == "four clips"
+    assert trained.classes == tuple("abc")
+    with pytest.raises(ValueError, match="the task has no values of the input 'onset and apex, 32 pixels'"):
+        finetune(task._replace(values={}), recipe, start)
 
 
 @pytest.mark.parametrize(
@@ -166,4 +197,4 @@ def test_features_and_pairs_are_not_mistaken(recognizer, pairs):
 )
 def test_bad_settings_of_fine_tuning_are_named(setting, message):
     with pytest.raises(ValueError, match=message):
-        FinetuneConfig(**setting)
+        MicronBERTRecipe(**setting)

@@ -11,12 +11,12 @@ from safetensors.torch import load_file, save_file
 from micron_model import MicronBERT
 from micron_model.limits import TooLarge
 from micron_model.loading import load_model, load_recognizer
-from micron_model.recognizers.micron_bert import Recognizer
+from micron_model.recognizers.micron_bert import MicronBERTRecognizer
 
 
 @pytest.fixture
 def recognizer(small):
-    return Recognizer.from_pretrained_backbone(small(), ("happiness", "surprise"), regions=2)
+    return MicronBERTRecognizer.from_pretrained_backbone(small(), ("happiness", "surprise"), regions=2)
 
 
 @pytest.fixture
@@ -44,7 +44,12 @@ def no_hub(monkeypatch):
 def test_a_name_that_is_not_there_is_not_asked_of_the_hub(no_hub, tmp_path, monkeypatch, refused, name):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    for load in (load_model, load_recognizer, MicronBERT.from_pretrained, Recognizer.from_pretrained):
+    for load in (
+        load_model,
+        load_recognizer,
+        MicronBERT.from_pretrained,
+        MicronBERTRecognizer.from_pretrained,
+    ):
         with pytest.raises(FileNotFoundError, match=rf"{re.escape(name)}: no such folder.* hf://owner/name"):
             load(name)
     (tmp_path / "v.mp4").touch()

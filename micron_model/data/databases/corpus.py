@@ -47,9 +47,7 @@ class Corpus:
 
     @classmethod
     def read(cls, model: str | Path) -> Corpus:
-        """That of a model's folder, unknown where the folder does not say; or of the authors' checkpoint, a file."""
-        if Path(model).is_file():
-            return cls(("CASME2",))  # what the one that was released was trained on, by its authors' word
+        """That of a model's folder; unknown where the folder does not say."""
         try:
             return cls(tuple(_clips(Path(model) / FILE)))
         except (OSError, ValueError):

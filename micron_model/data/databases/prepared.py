@@ -1,4 +1,4 @@
-"""From a database's clips to their onset and apex: the face found in the onset frame, cut alike from every frame."""
+"""From a database's clips to a recognizer's input: the face found in the onset frame, cut alike from every frame."""
 
 from __future__ import annotations
 
@@ -17,16 +17,18 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ...faults import raise_if_of_the_machine
 from ...whole_file import whole_file
 from ..clips.faces import Box, cut, find_face, spot_apex
 from ..clips.frames import FrameError, Problem, read_whole_image
+from ..clips.inputs import ClipInput, StoredValues, UnusableClip, Values
 from .expressions import Expression
 
 #: Of what is kept; another number makes earlier caches unread.
-_FORMAT = 1
+_FORMAT = 2
+#: Bytes up to which what is kept of all clips stays in memory.
+_IN_MEMORY = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -84,22 +86,28 @@ def _square_about(row: Mapping[str, str], points: Sequence[str], path: Path) -> 
     return Box(x + (width - side) / 2, y + (height - side) / 2, side)
 
 
-class Pair(NamedTuple):
+class Kept(NamedTuple):
     """What is kept of an expression."""
 
-    frames: np.ndarray
-    """Onset and apex, uint8 (2, 3, size, size), RGB."""
+    values: np.ndarray
+    """As the recognizer's input encodes the faces."""
     apex: int
     """Number of the apex frame."""
     found: bool
     """Whether the face was found, or given; otherwise the central square was taken."""
 
 
+#: The file where the values stay on the disk, and what is known of them; or why there are none.
+_Result = Problem | tuple[Path | None, Kept]
+
+
 def _is_spotted(expression: Expression, config: FaceConfig) -> bool:
     return config.spot_apex and expression.apex_from == "midpoint"
 
 
-def _cut_pair(expression: Expression, size: int, config: FaceConfig, boxes: Mapping[str, Box]) -> Pair:
+def _encode(
+    expression: Expression, clip_input: ClipInput, config: FaceConfig, boxes: Mapping[str, Box]
+) -> Kept:
     onset = read_whole_image(expression.path(expression.onset))
     box = boxes.get(expression.name) or (find_face(onset) if config.detect else None)
     found = box is not None or not config.detect
@@ -110,63 +118,77 @@ def _cut_pair(expression: Expression, size: int, config: FaceConfig, boxes: Mapp
         box = Box((width - side) / 2, (height - side) / 2, side)
 
     def read(number: int) -> np.ndarray:
-        return cut(read_whole_image(expression.path(number)), box, margin, size)
+        return cut(read_whole_image(expression.path(number)), box, margin, clip_input.size)
 
     apex = expression.apex
     if _is_spotted(expression, config):
         numbers = [n for n, _ in expression.frames if expression.onset <= n <= expression.offset]
         apex = numbers[spot_apex(torch.from_numpy(np.stack([read(n) for n in numbers])))]
-    return Pair(np.stack([cut(onset, box, margin, size), read(apex)]), apex, found)
+    wanted = clip_input.frames(expression.onset, apex, expression.offset)
+    return Kept(clip_input.encode(np.stack([read(number) for number in wanted])), apex, found)
 
 
-def _key(expression: Expression, size: int, config: FaceConfig, box: Box | None) -> str:
-    """Names what decides the pair: settings, the numbers of the frames, and the files with size and time."""
+def _key(expression: Expression, clip_input: ClipInput, config: FaceConfig, box: Box | None) -> str:
+    """Names what decides the values: settings, the numbers of the frames, and the files with size and time."""
     files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for _, path in expression.frames]
     settings = asdict(config) | {"boxes": box}
     numbers = (expression.onset, expression.apex, expression.offset, expression.apex_from)
-    described = json.dumps([_FORMAT, size, settings, expression.dataset, expression.name, numbers, files])
+    described = json.dumps(
+        [
+            _FORMAT,
+            clip_input.key,
+            clip_input.size,
+            settings,
+            expression.dataset,
+            expression.name,
+            numbers,
+            files,
+        ]
+    )
     return hashlib.sha256(described.encode(errors="surrogateescape")).hexdigest()[:32]
 
 
-def _load(path: Path, size: int) -> Pair | None:
+def _load(path: Path) -> Kept | None:
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
-            pair = Pair(stored["frames"], int(stored["apex"]), bool(stored["found"]))
+            return Kept(stored["values"], int(stored["apex"]), bool(stored["found"]))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
-    return pair if pair.frames.shape == (2, 3, size, size) else None
 
 
-def _store(path: Path, pair: Pair) -> None:
+def _store(path: Path, kept: Kept) -> None:
     with whole_file(path) as file:
-        np.savez(file, frames=pair.frames, apex=pair.apex, found=pair.found)
+        np.savez(file, values=kept.values, apex=kept.apex, found=kept.found)
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Expressions and the faces of their onset and apex."""
+    """Expressions and what a recognizer is given of each."""
 
     expressions: list[Expression]
-    pairs: Tensor
-    """(n, 2, 3, S, S) uint8: onset and apex of each."""
+    values: Values
+    """(n, …): what the input encodes; with :class:`OnsetApex`, uint8 (n, 2, 3, S, S)."""
     problems: list[Problem]
-    """Expressions that are left out because a frame could not be read, and those whose face was not found."""
+    """Expressions that are left out because a frame could not be read or the input could not be made, and those whose
+    face was not found."""
 
 
 def prepare(
     expressions: Sequence[Expression],
-    size: int,
+    clip_input: ClipInput,
     config: FaceConfig,
     cache: Path | None = None,
     *,
     advance: Callable[[], object] = lambda: None,
 ) -> Prepared:
-    """Cut onset and apex of each expression, in threads; what was cut before is read from ``cache``.
+    """Cut the faces of each expression and encode them, in threads; what was made before is read from ``cache``.
+
+    What takes more than a gigabyte is left on the disk, if there is a cache.
 
     Args:
         expressions: what a loader gave.
-        size: side of the cuts in pixels.
-        config: how.
+        clip_input: which frames, how large, and what is made of them.
+        config: how faces are cut.
         cache: a folder; a file an expression, named by all that decides it.
         advance: called after each expression.
 
@@ -178,43 +200,45 @@ def prepare(
     if cache is not None:
         cache.mkdir(parents=True, exist_ok=True)
 
-    def prepare_one(expression: Expression) -> Pair | Problem:
+    def prepare_one(expression: Expression) -> _Result:
         try:
-            path = (
-                cache / f"{_key(expression, size, config, boxes.get(expression.name))}.npz" if cache else None
-            )
-            pair = _load(path, size) if path else None
-            if pair is None:
-                pair = _cut_pair(expression, size, config, boxes)
+            box = boxes.get(expression.name)
+            path = cache / f"{_key(expression, clip_input, config, box)}.npz" if cache else None
+            kept = _load(path) if path else None
+            if kept is None:
+                kept = _encode(expression, clip_input, config, boxes)
                 if path:
-                    _store(path, pair)
-        except (FrameError, OSError, MemoryError) as error:
+                    _store(path, kept)
+        except (FrameError, UnusableClip, OSError, MemoryError) as error:
             raise_if_of_the_machine(error, getattr(error, "filename", None) or expression.name)
             return Problem(f"{expression.dataset} {expression.name}", f"left out: {error}")
         finally:
             advance()
-        return pair
+        if path and kept.values.nbytes * len(expressions) > _IN_MEMORY:
+            return path, kept._replace(values=kept.values[:0])
+        return None, kept
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         results = list(pool.map(prepare_one, expressions))
     return _collect(expressions, results, config)
 
 
-def _collect(
-    expressions: Sequence[Expression], results: Sequence[Pair | Problem], config: FaceConfig
-) -> Prepared:
-    kept, pairs, problems = [], [], []
+def _collect(expressions: Sequence[Expression], results: Sequence[_Result], config: FaceConfig) -> Prepared:
+    kept, values, files, problems = [], [], [], []
     for expression, result in zip(expressions, results, strict=True):
         if isinstance(result, Problem):
             problems.append(result)
             continue
-        if not result.found:
+        file, made = result
+        if not made.found:
             path = str(expression.path(expression.onset))
             problems.append(Problem(path, "no face was found: the central square was taken"))
         spotted = _is_spotted(expression, config)
-        kept.append(replace(expression, apex=result.apex, apex_from="spotting") if spotted else expression)
-        pairs.append(torch.from_numpy(result.frames))
+        kept.append(replace(expression, apex=made.apex, apex_from="spotting") if spotted else expression)
+        values.append(torch.from_numpy(made.values))
+        files.append(file)
     if not kept:
         listed = "; ".join(f"{p.path} {p.reason}" for p in problems[:3])
         raise ValueError(f"none of {len(expressions)} expressions could be prepared: {listed}")
-    return Prepared(kept, torch.stack(pairs), problems)
+    on_disk = [file for file in files if file is not None]
+    return Prepared(kept, StoredValues(on_disk) if on_disk else torch.stack(values), problems)

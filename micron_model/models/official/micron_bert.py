@@ -29,6 +29,8 @@ _PREFIXES = {
 }
 _POSITIONS = {"backbone.pos_embed": "encoder", "decoder_pos_embed": "decoder"}
 _DROPPED = ("student.", "teacher.", "dino_loss_fn.", "fc.")
+#: What the checkpoint that was released was trained on, by its authors' word; as the paths of a corpus.
+SEEN = ("CASME2",)
 _HEADS = {"num_heads": 4, "decoder_num_heads": 4}  # fixed in their code, not in the tensors
 
 

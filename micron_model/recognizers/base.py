@@ -1,0 +1,215 @@
+"""The seam between what is evaluated and how: a recipe builds and trains recognizers, a recognizer is one of them.
+
+Evaluation, fine-tuning and prediction know nothing of a system but what stands here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from ..data.clips.inputs import ClipInput, Values, take
+from ..data.databases.corpus import Corpus
+from ..saved_model import SavedModel
+
+#: Where the recipe of each built-in name is; imported when it is asked for.
+BUILT_IN = {
+    "micron-bert": "micron_model.recognizers.micron_bert:MicronBERTRecipe",
+}
+
+
+class Examples(NamedTuple):
+    """Clips to learn from."""
+
+    values: Values
+    """(n, …): what the recognizer's input encodes; or, if ``embedded``, features (n, F)."""
+    labels: Tensor
+    """(n,) int64, positions in the recognizer's classes."""
+    subjects: Sequence[str]
+    embedded: bool = False
+    """Whether the values are what :meth:`Recognizer.embed` gave."""
+
+    def at(self, chosen: Sequence[int]) -> Examples:
+        """Some of them."""
+        subjects = [self.subjects[i] for i in chosen]
+        return Examples(take(self.values, chosen), self.labels[list(chosen)], subjects, self.embedded)
+
+
+class Start(NamedTuple):
+    """What every fold starts from. It is never changed."""
+
+    weights: nn.Module | None = None
+    corpus: Corpus = Corpus(())
+    """Whom the weights have seen."""
+    about: Mapping[str, Any] = {}
+    """What a report says of it."""
+
+
+@dataclass
+class RecognizerConfig:
+    """What is saved of any recognizer beside its weights; a kind adds its own."""
+
+    classes: tuple[str, ...]
+    """Names of the classes, in the order of the logits."""
+    recognizer: str = ""
+    """Name of the recipe that builds it: a built-in one, or package.module:Recipe."""
+    trained_on: str = ""
+    """What the classifier has seen, for those who use it."""
+
+    def __post_init__(self) -> None:
+        self.classes = tuple(self.classes)  # JSON knows lists only
+        if len(set(self.classes)) != len(self.classes) or len(self.classes) < 2:
+            raise ValueError(f"classes={self.classes}; at least 2 different names are needed")
+
+
+class Recognizer(
+    SavedModel,
+    library_name="micron-kernels",
+    tags=["micro-expression"],
+    license="mit",
+):
+    """One fitted network: ``forward(values) = classify(embed(values))``. Its one argument is its settings."""
+
+    config: RecognizerConfig
+    picture_note: ClassVar[str] = ""
+    """What :meth:`picture` shows, in a sentence."""
+
+    def __init__(self, config: RecognizerConfig):
+        super().__init__()
+        self.config = config
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """In the order of the logits."""
+        return self.config.classes
+
+    @property
+    def clip_input(self) -> ClipInput:
+        """What it is given of a clip."""
+        raise NotImplementedError
+
+    def embed(self, values: Tensor) -> Tensor:
+        """Features (B, F) of what the input encodes, (B, …)."""
+        raise NotImplementedError
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Logits (B, classes) of features (B, F)."""
+        raise NotImplementedError
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Logits (B, classes) of what the input encodes, (B, …)."""
+        return self.classify(self.embed(values))
+
+    def picture(self, values: Tensor, labels: Sequence[str]) -> Figure | None:
+        """What it sees in clips (n, …), each under its label; None if it has nothing to show."""
+        return None
+
+    @property
+    def device(self) -> torch.device:
+        """That of its weights."""
+        return next(self.parameters()).device
+
+
+@dataclass
+class Recipe(ABC):
+    """Settings from which recognizers are built and trained: a dataclass, whose fields are its options on the command
+    line.
+
+    Attributes:
+        name: that of ``--recognizer``; of a recipe outside this package, its import path (:func:`name_of`).
+        recognizer: the class of what it builds.
+        seeded: whether another seed trains another recognizer.
+    """
+
+    name: ClassVar[str] = ""
+    recognizer: ClassVar[type[Recognizer]]
+    seeded: ClassVar[bool] = True
+
+    @property
+    def inference_precision(self) -> Literal["auto", "fp32", "bf16"]:
+        """Of the forward passes that predict: fp32, bf16 autocast, or (auto) bf16 on a GPU that has it."""
+        return "fp32"
+
+    @property
+    def embeds_once(self) -> bool:
+        """Whether ``embed`` is the same in every fold, since nothing in it is fitted: features are then kept."""
+        return False
+
+    def start(self) -> Start:
+        """What every fold starts from; nothing, unless a recipe says otherwise.
+
+        Raises:
+            FileNotFoundError, ValueError: the weights that the settings name cannot be had.
+        """
+        return Start()
+
+    @abstractmethod
+    def clip_input(self, start: Start) -> ClipInput:
+        """What its recognizers are given of a clip."""
+
+    @abstractmethod
+    def build(self, start: Start, classes: Sequence[str], *, seed: int) -> Recognizer:
+        """A recognizer before it is trained; the same for the same seed."""
+
+    @abstractmethod
+    def fit(
+        self,
+        recognizer: Recognizer,
+        train: Examples,
+        *,
+        seed: int,
+        on_epoch: Callable[[int], object] = lambda epoch: None,
+    ) -> None:
+        """Train a recognizer in place, on the device it is on, and leave it in evaluation mode.
+
+        Args:
+            recognizer: from :meth:`build`.
+            train: the training side alone; embedded if ``embeds_once``.
+            seed: of all that is random.
+            on_epoch: to be called after each epoch with its number, from 1 on, in evaluation mode.
+        """
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the training, beside the start: what a report shows, and what may not change between calls."""
+        return asdict(self)
+
+
+def name_of(recipe: Recipe | type[Recipe]) -> str:
+    """The name of a recipe: a built-in one, or ``package.module:Recipe``."""
+    kind = recipe if isinstance(recipe, type) else type(recipe)
+    return kind.name or f"{kind.__module__}:{kind.__qualname__}"
+
+
+def recipe_class(name: str) -> type[Recipe]:
+    """The recipe of that name.
+
+    Args:
+        name: a built-in one, or ``package.module:Recipe``, which is imported; the current folder is searched too.
+
+    Raises:
+        ValueError: there is none.
+    """
+    path = BUILT_IN.get(name, name)
+    module, _, attribute = path.partition(":")
+    if not attribute:
+        raise ValueError(
+            f"recognizer {name!r} is none of {', '.join(BUILT_IN)}; one of your own is named package.module:Recipe"
+        )
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"recognizer {name!r}: {error}") from None
+    if not (isinstance(found, type) and issubclass(found, Recipe)):
+        raise ValueError(f"recognizer {name!r} is no subclass of micron_model.recognizers.Recipe")
+    return found
