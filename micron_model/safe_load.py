@@ -10,10 +10,13 @@ from typing import Any
 import torch
 
 
-def safe_load(
-    path: Path, *, allow: Sequence[type] = (), device: torch.device | str = "cpu"
-) -> dict[str, Any]:
-    """Read a dictionary that ``torch.save`` wrote; builds tensors, plain data and the types of ``allow`` only.
+def safe_load(path: Path, *, allow: Sequence[Any] = (), device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Read a dictionary that ``torch.save`` wrote; builds tensors, plain data and what ``allow`` names only.
+
+    Args:
+        path: the file.
+        allow: types and functions, or pairs of one and the name that the file calls it by, as ``safe_globals`` has it.
+        device: where the tensors go.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -26,7 +29,9 @@ def safe_load(
             content = torch.load(path, map_location=device, weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, LookupError, AssertionError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        named = "".join(f", {t.__module__}.{t.__qualname__}" for t in allow)
+        named = "".join(
+            f", {t[1] if isinstance(t, tuple) else f'{t.__module__}.{t.__qualname__}'}" for t in allow
+        )
         raise ValueError(
             f"{path}: refused, and nothing in it was executed: it is damaged, or holds something other than "
             f"tensors and plain data{named} ({reason})"

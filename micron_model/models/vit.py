@@ -1,6 +1,8 @@
-"""The pre-norm transformer of μ-BERT: blocks, encoder with a contextual token, decoder, positions."""
+"""The pre-norm transformer: blocks, and of μ-BERT the encoder with a contextual token, decoder, positions."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -87,24 +89,34 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    def __init__(self, width: int, hidden: int):
+    def __init__(self, width: int, hidden: int, gelu: Literal["exact", "tanh"] = "exact"):
         super().__init__()
         self.fc1 = Linear(width, hidden)
         self.fc2 = Linear(hidden, width)
+        self.approximate = "tanh" if gelu == "tanh" else "none"
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        return self.fc2(F.gelu(self.fc1(x), approximate=self.approximate))
 
 
 class Block(nn.Module):
     """Pre-norm transformer block."""
 
-    def __init__(self, width: int, num_heads: int, mlp_ratio: float, eps: float):
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        mlp_ratio: float,
+        eps: float,
+        gelu: Literal["exact", "tanh"] = "exact",
+        dropout: float = 0.0,
+    ):
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=eps)
         self.attn = Attention(width, num_heads)
         self.norm2 = nn.LayerNorm(width, eps=eps)
-        self.mlp = MLP(width, int(width * mlp_ratio))
+        self.mlp = MLP(width, int(width * mlp_ratio), gelu)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.with_scores(x, wanted=False)[0]
@@ -112,13 +124,13 @@ class Block(nn.Module):
     def with_scores(self, x: Tensor, wanted: bool = True) -> tuple[Tensor, Tensor | None]:
         """(tokens (B, N, D), attention of the first token (B, N), if wanted)."""
         attended, scores = self.attn.with_scores(self.norm1(x), wanted)
-        x = x + attended
-        return x + self.mlp(self.norm2(x)), scores
+        x = x + self.dropout(attended)
+        return x + self.dropout(self.mlp(self.norm2(x))), scores
 
     def of_first(self, x: Tensor) -> Tensor:
         """The tokens (B, 1, D) of :meth:`forward` that the first token becomes."""
-        first = x[:, :1] + self.attn.of_first(self.norm1(x))
-        return first + self.mlp(self.norm2(first))
+        first = x[:, :1] + self.dropout(self.attn.of_first(self.norm1(x)))
+        return first + self.dropout(self.mlp(self.norm2(first)))
 
 
 def _initialize(module: nn.Module) -> None:
