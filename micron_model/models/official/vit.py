@@ -9,9 +9,10 @@ from pathlib import Path
 import safetensors
 import safetensors.torch
 from huggingface_hub import hf_hub_download
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...safe_load import safe_load
+from ...saved_model import check_finite, differences
 from ..slstt import SLSTT, SLSTTConfig, SpatialEncoder
 
 HUB = "hf://"
@@ -64,18 +65,13 @@ def load_spatial_encoder(encoder: SpatialEncoder, tensors: Mapping[str, Tensor],
     load_strictly(encoder, state, path)
 
 
-def load_strictly(module: SLSTT | SpatialEncoder, state: Mapping[str, Tensor], path: Path) -> None:
-    """``load_state_dict`` that names every tensor that does not fit, is missing or unknown, or holds NaN."""
-    expected = module.state_dict()
-    wrong = [f"{name} is missing" for name in expected if name not in state]
-    wrong += [f"{name} is unknown" for name in state if name not in expected]
-    for name in expected.keys() & state.keys():
-        if state[name].shape != expected[name].shape:
-            wrong.append(f"{name} has shape {tuple(state[name].shape)}, not {tuple(expected[name].shape)}")
-        elif not state[name].isfinite().all():
-            wrong.append(f"{name} holds values that are not finite")
-    if wrong:
-        raise ValueError(f"{path}: does not fit: {'; '.join(sorted(wrong))}")
+def load_strictly(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """``load_state_dict`` that names every tensor that is missing, unknown, of another shape or not finite."""
+    state = {name: x.float() for name, x in state.items()}
+    listed = differences(module.state_dict(), {name: (tuple(x.shape), "F32") for name, x in state.items()})
+    if listed:
+        raise ValueError(f"{path}: does not fit: {'; '.join(listed)}")
+    check_finite(state, path)
     module.load_state_dict(state)
 
 
