@@ -10,6 +10,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(micron_native, m) { micron::define_operators(m); }
 #ifndef MICRON_BUILD_FLAGS
 #define MICRON_BUILD_FLAGS "unknown"
 #endif
+#ifndef MICRON_TORCH_VERSION
+#define MICRON_TORCH_VERSION "unknown"
+#endif
 #ifndef MICRON_CUDA_ARCHITECTURES
 #define MICRON_CUDA_ARCHITECTURES ""
 #endif
@@ -20,6 +23,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(micron_native, m) { micron::define_operators(m); }
 PYBIND11_MODULE(_native, m) {
   m.attr("compiler") = __VERSION__;
   m.attr("flags") = MICRON_BUILD_FLAGS;
+  m.attr("torch") = MICRON_TORCH_VERSION;
   m.attr("cuda_architectures") = MICRON_CUDA_ARCHITECTURES;
   m.attr("no_cuda_reason") = MICRON_NO_CUDA_REASON;
   m.def("instruction_set", [] { return micron::name_of(micron::instruction_set()); },

@@ -3,36 +3,104 @@
 from __future__ import annotations
 
 import importlib
-import logging
+import importlib.metadata
+import importlib.util
+import json
+import re
+import shlex
+import sys
+import urllib.parse
+import urllib.request
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps -v <the source of micron-kernels>"
+PACKAGE = Path(__file__).parent
 
 #: The pybind11 module with the facts of the build, or None.
 module: ModuleType | None = None
 #: Why there is none, in one line.
 reason = ""
+#: Whether it was left out on purpose: MICRON_BUILD=none.
+unwanted = False
+#: The native implementation of each operator that has to do without.
+_left_out: dict[str, ModuleType] = {}
+_has_warned = False
 
 
 def _load() -> None:
-    global module, reason
+    global module, reason, unwanted
     try:
         native = importlib.import_module("micron_kernels._native")
         native.instruction_set()
         module = native
     except ModuleNotFoundError:  # its file is not there; of one that is, the loader says something else
-        reason = "the extension was not built"
+        others = ", ".join(sorted(file.name for file in PACKAGE.glob("_native.*")))
+        try:
+            record = json.loads((PACKAGE / "_build.json").read_text(encoding="utf-8"))
+            reason, unwanted = f"the extension was not built: {record['reason']}", bool(record["wanted"])
+        except (OSError, ValueError):
+            reason = (
+                f"the extension was built for another Python: {others}"
+                if others
+                else "the extension was not built"
+            )
     except Exception as error:  # whatever a stale or foreign binary does must not stop the package
         reason = f"the extension does not load: {' '.join(str(error).split())}"
-        logging.getLogger("micron_kernels").warning("%s; rebuild it with: %s", reason, REBUILD)
 
 
 _load()
+
+
+def _how_to_build() -> str:
+    """The command that builds the extension for this Python, from where this package came from."""
+    python = shlex.quote(sys.executable)
+    if importlib.util.find_spec("pip") is not None:
+        command = f"{python} -m pip install --force-reinstall --no-deps --no-cache-dir"
+    else:
+        command = f"uv pip install --python {python} --reinstall --no-deps --no-cache"
+    if (PACKAGE.parent / "setup.py").exists():  # a checkout
+        return f"{command} -e {shlex.quote(str(PACKAGE.parent))}"
+    try:
+        origin = json.loads(
+            importlib.metadata.distribution("micron-kernels").read_text("direct_url.json") or "{}"
+        )
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        origin = {}
+    url = origin.get("url", "")
+    if not url:
+        return f"{command} --no-binary micron-kernels micron-kernels"
+    if "vcs_info" in origin:
+        url = f"{origin['vcs_info']['vcs']}+{url}@{origin['vcs_info']['commit_id']}"
+    elif url.startswith("file:"):
+        url = urllib.request.url2pathname(urllib.parse.urlsplit(url).path)
+    return f"{command} {shlex.quote(url)}"
+
+
+#: A command of the shell.
+REBUILD = _how_to_build()
+
+
+def warn_once(operator: str, dtypes: Sequence[torch.dtype]) -> None:
+    """Say that ``reference`` serves a call that the extension would have served."""
+    global _has_warned
+    native = _left_out.get(operator)
+    if _has_warned or unwanted or native is None or not set(dtypes) <= set(native.DTYPES):
+        return
+    _has_warned = True
+    warnings.warn(
+        f"micron_kernels runs in plain PyTorch, which is slower: {reason}. To build it: {REBUILD}",
+        stacklevel=4,  # who called the operator
+    )
+
+
+# What torch.compiler.assume_constant_result sets, at the price of importing Dynamo: run while tracing, not traced.
+warn_once._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def operators() -> Any:
@@ -42,18 +110,24 @@ def operators() -> Any:
 
 def register(implementations: dict[str, Any], native: ModuleType) -> dict[str, Any]:
     """``implementations``, with ``native`` where the extension has loaded."""
-    return {**implementations, "native": native} if module is not None else implementations
+    if module is not None:
+        return {**implementations, "native": native}
+    _left_out[native.__name__.split(".")[-2]] = native
+    return implementations
 
 
 def _runs_on(capability: tuple[int, int], architecture: str) -> bool:
-    """Whether code for ``architecture``, such as 8.0, 9.0a or 8.0+PTX, runs on a GPU of that capability."""
-    number = architecture.removesuffix("+PTX")
-    major, minor = (int(x) for x in number.removesuffix("a").split("."))
-    if number.endswith("a"):  # neither its machine code nor its PTX runs elsewhere
-        return capability == (major, minor)
-    return (capability[0] == major and capability[1] >= minor) or (
-        architecture.endswith("+PTX") and capability >= (major, minor)
-    )
+    """Whether code for ``architecture``, such as 8.0, 9.0a, 10.0f or 8.0+PTX, runs on a GPU of that capability."""
+    parts = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", architecture)
+    if parts is None:
+        return False
+    built_for = int(parts[1]), int(parts[2])
+    same_generation = capability[0] == built_for[0] and capability[1] >= built_for[1]
+    if parts[3] == "a":  # neither its machine code nor its PTX runs elsewhere
+        return capability == built_for
+    if parts[3] == "f":  # nor do those of a family outside it
+        return same_generation
+    return same_generation or (parts[4] is not None and capability >= built_for)
 
 
 def why_not(

@@ -112,8 +112,11 @@ def choose(
         for name in ORDER.get(device.type, ("reference",)):
             why = why_not(available, name, device, dtypes, **sizes)
             if why is None:
+                if name == "reference" and "native" not in available:
+                    _extension.warn_once(operator, dtypes)
                 return name
-            logger.debug("%s: falling back from %r, which %s", operator, name, why)
+            if not torch.compiler.is_compiling():  # logging cannot be traced
+                logger.debug("%s: falling back from %r, which %s", operator, name, why)
         raise AssertionError(f"{operator} has no reference")
     if impl not in NAMES:
         raise ValueError(f"{operator}: impl={impl!r} is not one of {', '.join(map(repr, NAMES))}, None")

@@ -8,7 +8,7 @@ import platform
 import torch
 
 from . import __version__, _extension
-from ._implementation import ORDER, choose, why_not
+from ._implementation import ORDER, why_not
 from .diagonal_attention import ops as diagonal_attention
 from .frame_difference import ops as frame_difference
 from .poi_topk import ops as poi_topk
@@ -37,7 +37,7 @@ def _extension_facts() -> list[str]:
             f"                to build it: {_extension.REBUILD}",
         ]
     return [
-        f"extension       built by {facts.compiler}",
+        f"extension       built by {facts.compiler} against torch {facts.torch}",
         f"                flags {facts.flags}",
         f"                instruction sets {', '.join(facts.supported_instruction_sets())}; "
         f"in use: {facts.instruction_set()}",
@@ -65,13 +65,13 @@ def describe() -> str:
     devices = [torch.device("cpu"), *([torch.device("cuda")] if torch.cuda.is_available() else [])]
     for name, ops in OPERATORS.items():
         for device in devices:
-            chosen = choose(name, None, ops.IMPLEMENTATIONS, device, torch.float32)
-            lines.append(f"{name:<22}{device.type:<6}{chosen:<12}{', '.join(ORDER[device.type])}")
-            lines += [
-                f"{'':<28}not {impl}: {why}"
+            reasons = {
+                impl: why_not(ops.IMPLEMENTATIONS, impl, device, (torch.float32,))
                 for impl in ORDER[device.type]
-                if (why := why_not(ops.IMPLEMENTATIONS, impl, device)) is not None
-            ]
+            }
+            chosen = next(impl for impl, why in reasons.items() if why is None)
+            lines.append(f"{name:<22}{device.type:<6}{chosen:<12}{', '.join(ORDER[device.type])}")
+            lines += [f"{'':<28}not {impl}: {why}" for impl, why in reasons.items() if why is not None]
     return "\n".join(lines)
 
 

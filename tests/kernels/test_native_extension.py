@@ -28,12 +28,20 @@ def run_copy(tmp_path, extension: bytes | None, code: str) -> str:
     # An editable install would lend the copy its own extension.
     alone = "import sys; sys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in str(f)]\n"
     result = subprocess.run(
-        [sys.executable, "-W", "error", "-c", alone + code],
+        [
+            sys.executable,
+            "-W",
+            "error",
+            "-W",
+            "always:micron_kernels runs in plain PyTorch",
+            "-c",
+            alone + code,
+        ],
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        check=True,
     )
+    assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout + result.stderr
 
 
@@ -48,7 +56,11 @@ def test_the_package_works_without_the_extension(tmp_path):
     output = run_copy(tmp_path, None, USE_AND_DESCRIBE)
     assert "2 kept" in output
     assert "none: the extension was not built" in output
-    assert "pip install --no-build-isolation" in output
+    assert (
+        output.count("UserWarning: micron_kernels runs in plain PyTorch, which is slower: the extension ")
+        == 1
+    )
+    assert output.count("To build it: ") == 1
 
 
 @pytest.mark.parametrize("content", [b"", b"not a library"], ids=["empty", "garbage"])
@@ -56,7 +68,34 @@ def test_the_package_works_with_an_extension_that_does_not_load(tmp_path, conten
     output = run_copy(tmp_path, content, USE_AND_DESCRIBE)
     assert "2 kept" in output
     assert "none: the extension does not load: " in output
-    assert "pip install --no-build-isolation" in output
+    assert (
+        output.count("UserWarning: micron_kernels runs in plain PyTorch, which is slower: the extension ")
+        == 1
+    )
+    assert output.count("To build it: ") == 1
+
+
+def test_a_missing_extension_does_not_break_compilation_and_is_not_blamed_for_fp64(tmp_path):
+    code = """
+import torch, micron_kernels
+compiled = torch.compile(lambda x: micron_kernels.topk_mask(x, 2)[0], fullgraph=True, backend="eager")
+print(micron_kernels.topk_mask(torch.rand(1, 4).double(), 2)[0].sum().item(), "kept")
+print(compiled(torch.rand(1, 4)).sum().item(), "kept", compiled(torch.rand(1, 4)).sum().item())
+"""
+    output = run_copy(tmp_path, None, code)
+    assert output.count("2 kept") == 2
+    assert output.count("UserWarning: micron_kernels runs in plain PyTorch") == 1
+
+
+def test_an_extension_for_another_python_is_named(tmp_path):
+    name = "_native.cpython-39-riscv.so"
+    code = f"""
+import pathlib, importlib, sys
+pathlib.Path("micron_kernels/{name}").touch()
+from micron_kernels import _extension
+print(_extension.reason)
+"""
+    assert f"built for another Python: {name}" in run_copy(tmp_path, None, code)
 
 
 def test_a_missing_extension_is_named_when_it_is_asked_for(tmp_path):
