@@ -32,7 +32,7 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Timings and bench/results/<machine>.json; without --benchmark the same files are a quick test.
+# Timings by pytest-benchmark, and bench/results/<machine>.json; without --benchmark the same files are a quick test.
 bench: $(STAMP)
 	$(BIN)/python -m pytest bench --benchmark
 
@@ -56,4 +56,4 @@ bench-gpu: $(STAMP)
 	PYTHON=$(CURDIR)/$(BIN)/python bench/gpu.sh out/gpu
 
 clean:
-	rm -rf $(VENV) build dist out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist out *.egg-info .benchmarks .pytest_cache .mypy_cache .ruff_cache .hypothesis

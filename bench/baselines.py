@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 from torch.nn.attention import flex_attention
 
-from micron_kernels.testing import (
-    eager_diagonal_attention,
-    eager_frame_difference,
-    eager_mask_tokens,
-    eager_select_tokens,
-    eager_swap_patches,
-)
+from micron_kernels.testing import eager_diagonal_attention
 
 
 def full_attention(query: Tensor, key: Tensor, value: Tensor, **options) -> Tensor:
@@ -74,26 +66,3 @@ def topk_gather(tokens: Tensor, scores: Tensor, k: int) -> Tensor:
     """The k tokens of the highest scores, in the order of their scores."""
     indices = scores.topk(k, dim=1).indices
     return tokens.gather(1, indices[..., None].expand(-1, -1, tokens.shape[2]))
-
-
-def compiled(function: Callable) -> Callable:
-    """``torch.compile`` of a function for one shape."""
-    return torch.compile(function, dynamic=False, fullgraph=True)
-
-
-__all__ = [
-    "attention_of_rows",
-    "compiled",
-    "diagonal_from_logsumexp",
-    "eager_frame_difference",
-    "eager_mask_tokens",
-    "eager_select_tokens",
-    "eager_swap_patches",
-    "efficient_logsumexp",
-    "flash_logsumexp",
-    "flex_diagonal",
-    "full_attention",
-    "take_rows",
-    "topk_gather",
-    "topk_scatter",
-]

@@ -1,45 +1,59 @@
+import itertools
+
 import baselines
-import ceilings
 import pytest
 import torch
+from timing import Case, contest
 
-from micron_kernels import _extension, diagonal_attention
+from micron_kernels import diagonal_attention
 from micron_kernels.diagonal_attention import ops
 
-CPU_SHAPES = [(1, 1, 784, 512), (4, 1, 784, 512), (64, 1, 784, 512), (4, 4, 784, 128), (16, 1, 3136, 512)]
+# (B, H, N, E): μ-BERT's, and many heads of it; keys much longer than wide; one key, which is overhead alone.
+SHAPE, HEADS, LONG, ONE_KEY = (4, 1, 784, 512), (4, 4, 784, 128), (1, 1, 3136, 512), (4096, 1, 1, 8)
+CPU_CASES = [
+    *itertools.product([(1, 1, 784, 512), SHAPE, (64, 1, 784, 512), HEADS, LONG, ONE_KEY], ["fp32"]),
+    *itertools.product([(1, 1, 784, 512), SHAPE, HEADS], ["bf16"]),
+]
+CPU_BACKWARD = [*itertools.product([SHAPE, HEADS, LONG, ONE_KEY], ["fp32"]), (SHAPE, "bf16")]
 GPU_SHAPES = [(64, 1, 784, 512), (16, 1, 3136, 512), (64, 8, 784, 64), (16, 4, 784, 128)]
-OPERATOR = "diagonal_attention"
 # Compilation takes most of the time of a run, so what the targets speak of comes first.
-GPU_CASES = [*((shape, torch.bfloat16) for shape in GPU_SHAPES), (GPU_SHAPES[0], torch.float32)]
+GPU_CASES = [*itertools.product(GPU_SHAPES, ["bf16"]), (GPU_SHAPES[0], "fp32")]
+ON_CPU, ON_GPU = ["native", "eager", "compiled"], ["triton", "native", "eager", "compiled"]
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 
 
-def inputs(bench, shape, dtype=torch.float32):
-    shape = shape if bench.full else (2, shape[1], 49, 32)
-    return [torch.randn(shape, device=bench.device).to(dtype) for _ in range(3)]
+def inputs(bench, case):
+    """[q, k, v], dtype. On a GPU fp32 is torch's default, without TF32."""
+    shape, name = case
+    shape = shape if bench.full else (2, shape[1], min(49, shape[2]), 32)
+    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[name]
+    return [torch.randn(shape, device=bench.device).to(dtype) for _ in range(3)], dtype
 
 
-def ours(q, k, v, *, impl="native", **options):
-    return diagonal_attention(q, k, v, impl=impl, **options)
+def ceiling(bench, q, products, moved):
+    """For that many products of the size of Q·Kᵀ. Nothing where the rate that is measured is of another dtype."""
+    batch, heads, length, width = q.shape
+    measured = torch.bfloat16 if bench.gpu else torch.float32
+    operations = 2.0 * batch * heads * length * length * width * products
+    return {"operations": operations, "moved": moved} if q.dtype == measured else {}
 
 
-def implementations(bench, dtype, shape):
-    return bench.implementations(ops, dtype, width=shape[3], value_width=shape[3])
+def ours(bench, dtype, width, run, **options):
+    """``run`` of the operator by each implementation."""
+    return {
+        impl: run(lambda *qkv, impl=impl: diagonal_attention(*qkv, impl=impl, **options))
+        for impl in bench.implementations(ops, dtype, width=width, value_width=width)
+    }
 
 
-def peak():
-    return ceilings.fma_peak(_extension.module.instruction_set())
-
-
-def gpu_peers(bench, eager, q, k, v, rows=None, *, differentiable=False):
-    """What a user of a GPU has: all that gives a logsumexp, each followed by one compiled elementwise product."""
-    compiled = baselines.compiled if bench.full else (lambda function: function)
-    peers = {"eager": eager, "compiled": compiled(eager)}
-    if rows is None:
-        peers["flex"] = compiled(baselines.flex_diagonal)
-    if not differentiable:
-        finish = compiled(baselines.diagonal_from_logsumexp)
+def peers(bench, eager, run, q, *, rows=None, differentiable=False):
+    """``run`` of the formula; on a GPU of all that gives a logsumexp too, and one compiled elementwise product."""
+    functions = {"eager": eager, "compiled": bench.compiled(eager)}
+    if bench.gpu and rows is None:
+        functions["flex"] = bench.compiled(baselines.flex_diagonal)
+    if bench.gpu and not differentiable:
+        finish = bench.compiled(baselines.diagonal_from_logsumexp)
 
         def from_logsumexp(kernel):
             def function(q, k, v):
@@ -51,151 +65,82 @@ def gpu_peers(bench, eager, q, k, v, rows=None, *, differentiable=False):
             return function
 
         if q.shape[3] <= 256:
-            peers["flash"] = from_logsumexp(baselines.flash_logsumexp)
-        peers["efficient"] = from_logsumexp(baselines.efficient_logsumexp)
-    return {name: lambda f=function: f(q, k, v) for name, function in peers.items()}
+            functions["flash"] = from_logsumexp(baselines.flash_logsumexp)
+        functions["efficient"] = from_logsumexp(baselines.efficient_logsumexp)
+    return {name: run(function) for name, function in functions.items()}
 
 
-def gradients_of(function, q, k, v, gradient):
-    out = function(q, k, v)
-    return out, *torch.autograd.grad(out, (q, k, v), gradient)
-
-
-def random_rows(bench, batch, length):
-    return torch.stack([torch.randperm(length)[: length // 4] for _ in range(batch)]).to(bench.device)
-
-
-@pytest.mark.cases("shape", cpu=CPU_SHAPES, cuda=[])
-def test_forward_on_cpu(bench, shape):
-    q, k, v = inputs(bench, shape)
-    batch, heads, length, width = q.shape
-    rows = random_rows(bench, batch, length)
-    halves = [x.bfloat16() for x in (q, k, v)]
-    peers = {
-        "eager": lambda: baselines.full_attention(q, k, v),
-        "native rows N/4": lambda: ours(q, k, v, rows=rows),
-    }
-    if bench.full:
-        compiled = baselines.compiled(baselines.full_attention)
-        peers["compiled"] = lambda: compiled(q, k, v)
-    peers["native bf16"] = lambda: ours(*halves)
-    bench.compare(
-        OPERATOR,
-        f"forward {shape}",
-        {"native": lambda: ours(q, k, v)},
-        peers,
-        expected=lambda: baselines.full_attention(q, k, v),
-        expected_of={
-            "native rows N/4": lambda: baselines.attention_of_rows(q, k, v, rows),
-            "native bf16": lambda: baselines.full_attention(*(x.float() for x in halves)),
-        },
-        operations=2.0 * batch * heads * length * length * width,
-        peak=peak,
-    )
-
-
-@pytest.mark.cases("shape", cpu=[CPU_SHAPES[1], CPU_SHAPES[3]], cuda=[])
-def test_forward_and_backward_on_cpu(bench, shape):
-    q, k, v = (x.requires_grad_() for x in inputs(bench, shape))
-    batch, heads, length, width = q.shape
-    gradient = torch.randn_like(v)
-
-    def eager():
-        return gradients_of(baselines.full_attention, q, k, v, gradient)
-
-    peers = {"eager": eager}
-    if bench.full:
-        compiled = baselines.compiled(baselines.full_attention)
-        peers["compiled"] = lambda: gradients_of(compiled, q, k, v, gradient)
-    bench.compare(
-        OPERATOR,
-        f"forward + backward {shape}",
-        {"native": lambda: gradients_of(ours, q, k, v, gradient)},
-        peers,
-        expected=eager,
-        operations=8.0 * batch * heads * length * length * width,
-        peak=peak,
-    )
-
-
-def gpu_case(what, dtype, shape):
-    return f"{what} {'bf16' if dtype == torch.bfloat16 else 'fp32, no TF32'} {shape}"
-
-
-def floor_of(dtype, operations, moved):
-    """Nothing for fp32: the rate that is measured is that of bf16 products."""
-    return {"operations": operations, "moved": moved} if dtype == torch.bfloat16 else {}
-
-
-@pytest.mark.cases("case", cpu=[], cuda=GPU_CASES)
+@contest(cpu=([*ON_CPU, "native fp32"], CPU_CASES), cuda=([*ON_GPU, "flex", "flash", "efficient"], GPU_CASES))
 def test_forward(bench, case):
-    shape, dtype = case
-    q, k, v = inputs(bench, shape, dtype)
-    batch, heads, length, width = q.shape
-    bench.compare(
-        OPERATOR,
-        gpu_case("forward", dtype, shape),
-        {impl: lambda impl=impl: ours(q, k, v, impl=impl) for impl in implementations(bench, dtype, q.shape)},
-        gpu_peers(bench, baselines.full_attention, q, k, v),
-        expected=lambda: baselines.full_attention(*(bench.exact(x) for x in (q, k, v))),
-        **floor_of(dtype, 2.0 * batch * heads * length * length * width, 4.0 * q.nbytes),
+    qkv, dtype = inputs(bench, case)
+    exact = [bench.exact(x) for x in qkv]
+
+    def run(function):
+        return lambda: function(*qkv)
+
+    others = peers(bench, baselines.full_attention, run, qkv[0])
+    if not bench.gpu and dtype == torch.bfloat16:
+        others["native fp32"] = lambda: diagonal_attention(*exact, impl="native")
+    return Case(
+        "diagonal_attention",
+        f"forward {case[1]} {case[0]}",
+        ours(bench, dtype, qkv[0].shape[3], run),
+        others,
+        expected=lambda: baselines.full_attention(*exact),
+        **ceiling(bench, qkv[0], 1, 4.0 * qkv[0].nbytes),
     )
 
 
-@pytest.mark.cases("case", cpu=[], cuda=GPU_CASES[:-1])
+@contest(cpu=(ON_CPU, CPU_BACKWARD), cuda=([*ON_GPU, "flex"], GPU_CASES[:-1]))
 def test_forward_and_backward(bench, case):
-    shape, dtype = case
-    q, k, v = (x.requires_grad_() for x in inputs(bench, shape, dtype))
-    batch, heads, length, width = q.shape
-    gradient = torch.randn_like(v)
-    peers = gpu_peers(
-        bench,
-        baselines.full_attention,
-        q, k, v,
-        differentiable=True,
-    )  # fmt: skip
+    qkv, dtype = inputs(bench, case)
+    qkv = [x.requires_grad_() for x in qkv]
+    gradient = torch.randn_like(qkv[0])
 
-    def with_gradients(forward):
-        out = forward()
-        return out, *torch.autograd.grad(out, (q, k, v), gradient)
+    def run(function, qkv=qkv, gradient=gradient):
+        def with_gradients():
+            out = function(*qkv)
+            return out, *torch.autograd.grad(out, qkv, gradient)
 
-    def expected():
-        exact = (bench.exact(x.detach()).requires_grad_() for x in (q, k, v))
-        return gradients_of(baselines.full_attention, *exact, bench.exact(gradient))
+        return with_gradients
 
-    bench.compare(
-        OPERATOR,
-        gpu_case("forward + backward", dtype, shape),
-        {
-            impl: lambda impl=impl: with_gradients(lambda: ours(q, k, v, impl=impl))
-            for impl in implementations(bench, dtype, q.shape)
-        },
-        {name: lambda f=function: with_gradients(f) for name, function in peers.items()},
-        expected=expected,
+    exact = [bench.exact(x.detach()).requires_grad_() for x in qkv]
+    return Case(
+        "diagonal_attention",
+        f"forward + backward {case[1]} {case[0]}",
+        ours(bench, dtype, qkv[0].shape[3], run),
+        peers(bench, baselines.full_attention, run, qkv[0], differentiable=True),
+        expected=run(baselines.full_attention, exact, bench.exact(gradient)),
         # Forward: q, k, v in, out. Backward: those three and the gradient of out in, three gradients out.
-        **floor_of(dtype, 8.0 * batch * heads * length * length * width, 11.0 * q.nbytes),
+        **ceiling(bench, qkv[0], 4, 11.0 * qkv[0].nbytes),
     )
 
 
-@pytest.mark.cases("shape", cpu=[], cuda=GPU_SHAPES)
-def test_rows(bench, shape):
-    q, k, v = inputs(bench, shape, torch.bfloat16)
-    batch, heads, length, width = q.shape
-    rows = random_rows(bench, batch, length)
+@contest(
+    cpu=([*ON_CPU, "native all rows"], [(SHAPE, "fp32"), (HEADS, "fp32")]),
+    cuda=([*ON_GPU, "flash", "efficient"], GPU_CASES[:-1]),
+)
+def test_rows(bench, case):
+    qkv, dtype = inputs(bench, case)
+    batch, _, length, width = qkv[0].shape
+    rows = torch.stack([torch.randperm(length)[: length // 4] for _ in range(batch)]).to(bench.device)
     share = rows.shape[1] / length
+
+    def run(function):
+        return lambda: function(*qkv)
 
     def eager(q, k, v):
         return baselines.attention_of_rows(q, k, v, rows)
 
-    bench.compare(
-        OPERATOR,
-        f"rows N/4 bf16 {shape}",
-        {
-            impl: lambda impl=impl: ours(q, k, v, rows=rows, impl=impl)
-            for impl in implementations(bench, torch.bfloat16, q.shape)
-        },
-        gpu_peers(bench, eager, q, k, v, rows),
-        expected=lambda: eager(*(bench.exact(x) for x in (q, k, v))),
-        operations=2.0 * batch * heads * length * length * width * share,
-        moved=(1 + 3 * share) * q.nbytes + rows.nbytes,  # all keys; queries, values and out of the rows
+    others = peers(bench, eager, run, qkv[0], rows=rows)
+    others["native all rows"] = lambda: diagonal_attention(*qkv, impl="native")
+    return Case(
+        "diagonal_attention",
+        f"rows N/4 {case[1]} {case[0]}",
+        ours(bench, dtype, width, run, rows=rows),
+        others,
+        expected=lambda: eager(*(bench.exact(x) for x in qkv)),
+        expected_of={"native all rows": lambda: baselines.full_attention(*qkv)},
+        # All keys; queries, values and out of the rows.
+        **ceiling(bench, qkv[0], share, (1 + 3 * share) * qkv[0].nbytes + rows.nbytes),
     )

@@ -3,17 +3,13 @@
 import contextlib
 import copy
 
-import ceilings
-import pytest
 import torch
 from published_structure import PublishedStructure, rectangles
+from timing import Case, contest
 
-from micron_kernels import _extension, blockwise_mask
+from micron_kernels import blockwise_mask
 from micron_model import MicronBERT, MicronBERTConfig, preset
 from micron_model.models.patch_of_interest import crop_size
-
-CASES = {"cpu": [1, 2, 4], "cuda": [16, 64, 128]}
-ROUNDS = 3  # a step takes seconds on a CPU
 
 
 def block_operations(length: int, width: int) -> float:
@@ -66,10 +62,6 @@ def autocast(bench):
     return torch.autocast("cuda", torch.bfloat16) if bench.device.type == "cuda" else contextlib.nullcontext()
 
 
-def peak():
-    return ceilings.fma_peak(_extension.module.instruction_set())
-
-
 def settings(bench):
     sizes = {} if bench.full else {"image_size": 32, "width": 32, "decoder_width": 32}
     return preset("base", **sizes)
@@ -95,7 +87,10 @@ def stepper(bench, model, forward, pairs, *arguments, fused):
     return step
 
 
-@pytest.mark.cases("batch", **CASES)
+@contest(
+    cpu=(["ours", "published structure"], [1, 2]),
+    cuda=(["ours compiled", "ours", "published structure"], [16, 64, 128]),
+)
 def test_step(bench, batch):
     config = settings(bench)
     torch.manual_seed(0)
@@ -105,26 +100,27 @@ def test_step(bench, batch):
     swap = blockwise_mask(len(frames), grid, config.swap_ratio, torch.Generator().manual_seed(0))
     pairs = {"frames": frames, "later": later, "swap": swap.to(bench.device)}
     ours = {"ours": stepper(bench, model, model, pairs, fused=True)}
-    if bench.full and bench.device.type == "cuda":
+    if bench.device.type == "cuda":
         compiled = copy.deepcopy(model)
         compiled.encoder.compile(dynamic=False)
         compiled.decoder.compile(dynamic=False)
         ours = {"ours compiled": stepper(bench, compiled, compiled, pairs, fused=True), **ours}
     published, blocks = PublishedStructure(model), rectangles(swap, config.grid)
     peers = {"published structure": stepper(bench, model, published, pairs, blocks, fused=False)}
-    bench.compare(
+    return Case(
         "pretrain_step",
         f"base, {len(frames)} pairs, {'bf16' if bench.device.type == 'cuda' else 'fp32'}",
         ours,
         peers,
         expected=peers["published structure"],
         operations=step_operations(config) * len(frames),
-        peak=peak,
-        rounds=ROUNDS,
     )
 
 
-@pytest.mark.cases("batch", cpu=[4], cuda=[128])
+@contest(
+    cpu=(["folded", "ours", "published structure"], [4]),
+    cuda=(["folded", "ours", "published structure"], [128]),
+)
 def test_inference(bench, batch):
     """Features and the map of micro-attention of frame pairs."""
     config = settings(bench)
@@ -140,7 +136,7 @@ def test_inference(bench, batch):
         with torch.no_grad(), autocast(bench):
             return [x.float() for x in function(onset, apex)]
 
-    bench.compare(
+    return Case(
         "inference",
         f"base, {len(onset)} pairs, {'bf16' if bench.device.type == 'cuda' else 'fp32'}",
         {"folded": lambda: run(folded.compare), "ours": lambda: run(model.compare)},
@@ -148,6 +144,4 @@ def test_inference(bench, batch):
         expected=lambda: run(published.compare),
         operations=len(onset)
         * (2 * encoder_operations(config, config.image_size) + micro_attention_operations(config)),
-        peak=peak,
-        rounds=ROUNDS,
     )

@@ -9,46 +9,115 @@ import report
 import timing
 import torch
 
+RUN = pytest.StashKey[list]()
+#: Options of pytest-benchmark that ask for what only a timed run has.
+NEED_TIMES = (
+    "enable",
+    "only",
+    "save",
+    "autosave",
+    "json",
+    "compare",
+    "compare_fail",
+    "histogram",
+    "cprofile",
+)
+#: Those that ask for its own tables. Ours hold the same times, with what it does not know.
+SHOW_ITS_TABLES = ("columns", "compare", "histogram", "cprofile", "verbose")
+
 
 def pytest_addoption(parser):
-    parser.addoption(
-        "--benchmark", action="store_true", help="time at full size and write bench/results/<machine>.json"
+    group = parser.getgroup("benchmark")
+    group.addoption(
+        "--benchmark",
+        action="store_true",
+        help="Of bench/: time at full size, into --benchmark-json (bench/results/<machine>.json unless it is given).",
     )
-    parser.addoption("--results", default=None, help="where to write the results instead")
-    parser.addoption(
-        "--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu"
+    group.addoption(
+        "--device",
+        choices=["cpu", "cuda"],
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="Of bench/: what to time. Default: a GPU if there is one.",
     )
+
+
+def device_of(config):
+    return torch.device(config.getoption("--device"))
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "cases(name, cpu=..., cuda=...): values of a parameter, by --device")
+    option = config.option
+    if not option.benchmark:
+        for name in NEED_TIMES:
+            if getattr(option, f"benchmark_{name}"):
+                option_name = f"--benchmark-{name.replace('_', '-')}"
+                raise pytest.UsageError(
+                    f"{option_name} needs --benchmark: without it bench/ is a quick test, not timed"
+                )
+        option.benchmark_disable = True
+        return
+    option.own_tables = any(getattr(option, f"benchmark_{name}") for name in SHOW_ITS_TABLES)
+    option.benchmark_columns = option.benchmark_columns or ["median", "iqr", "rounds"]
+    option.benchmark_json = option.benchmark_json or report.default_path(device_of(config))
+    option.benchmark_json.parent.mkdir(parents=True, exist_ok=True)
 
 
 def pytest_generate_tests(metafunc):
-    for mark in metafunc.definition.iter_markers("cases"):
-        values = mark.kwargs[metafunc.config.getoption("--device")]
-        metafunc.parametrize(mark.args[0], values, ids=str)
+    contest = getattr(metafunc.function, "contest", None)
+    if contest is None:
+        return
+    device, full = metafunc.config.getoption("--device"), metafunc.config.getoption("--benchmark")
+    variants, values = contest.get(device, ((), ()))
+    metafunc.parametrize("case", values, ids=str)
+    if values:  # otherwise one test, which is skipped
+        metafunc.parametrize("way", timing.ways(device, full=full))
+        # Compilation takes longer than all the rest of a quick test.
+        metafunc.parametrize("variant", [name for name in variants if full or "compiled" not in name])
 
 
 @pytest.fixture
 def bench(request):
-    """A timing.Bench: the rows of one table."""
     torch.manual_seed(0)
-    option = request.config.getoption
-    device, full = torch.device(option("--device")), option("--benchmark")
-    if full:
-        torch._dynamo.reset()  # after eight shapes a compiled function would quietly fall back to eager
-    yield timing.Bench(device, full=full, timed=full)
-    if full and report.ROWS:  # after every test: a run that is stopped keeps what it has
-        report.write(device, option("--results"))
+    device = device_of(request.config)
+    return timing.Bench(device, full=request.config.getoption("--benchmark"), gpu=device.type == "cuda")
 
 
-def pytest_sessionfinish(session):
-    option = session.config.getoption
-    if option("--benchmark") and report.ROWS:
-        report.plot(report.write(torch.device(option("--device")), option("--results")))
+def pytest_benchmark_generate_machine_info(config):
+    return report.machine_info(device_of(config))
 
 
-def pytest_terminal_summary(terminalreporter):
-    if report.ROWS:
-        terminalreporter.write_line(report.tables())
+def pytest_benchmark_update_commit_info(commit_info):
+    del commit_info["project"], commit_info["branch"]  # names of folders say nothing of what was measured
+
+
+def pytest_benchmark_update_json(config, output_json):
+    if RUN in config.stash:
+        return  # what --benchmark-save writes is this run alone
+    config.stash[RUN] = output_json["benchmarks"]
+    path = config.option.benchmark_json
+    report.keep_what_was_not_run(output_json, path)
+    if path == report.default_path(device_of(config)):
+        for entry in output_json["benchmarks"]:
+            entry["stats"].pop("data", None)  # every single time is too much to commit
+    report.plot(output_json, path.with_suffix(".png"))
+
+
+def pytest_benchmark_group_stats(config, benchmarks, group_by):
+    """Groups in the order of the run, each variant by its name alone; none where nothing asks for them."""
+    if not config.option.own_tables:
+        return []
+    if group_by != "group":
+        return None  # as pytest-benchmark groups
+    groups = {}
+    for entry in benchmarks:
+        groups.setdefault(entry["group"], []).append(entry | {"name": entry["extra_info"]["variant"]})
+    return list(groups.items())
+
+
+@pytest.hookimpl(tryfirst=True)  # what was measured is printed, whatever else is missing
+def pytest_terminal_summary(terminalreporter, config):
+    run = config.stash.get(RUN, [])
+    if run:
+        terminalreporter.write_line(report.tables(run))
+    for peer in terminalreporter.getreports("xfailed"):
+        terminalreporter.write_line(f"{peer.nodeid.split('::')[-1]}: {peer.wasxfail}")

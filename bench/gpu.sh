@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Everything that there is to do on a machine with a GPU, in less than nine minutes and without a download:
 #     bench/gpu.sh OUT [build] [tests] [sanitizer] [benchmark]        all four by default
-# Uses the python3 (or PYTHON) that has torch as it is and builds the extension in place. Every part has its own
-# time limit (BUILD_SECONDS, ...), and what one loses the others still give. OUT: a log of each part, results.json
-# and, with matplotlib, results.png.
+# Uses the python3 (or PYTHON) that has torch, pytest and pytest-benchmark as it is and builds the extension in place.
+# Every part has its own time limit (BUILD_SECONDS, ...), and what one loses the others still give. OUT: a log of
+# each part, results.json and, with matplotlib, results.png.
 set -uo pipefail
 usage="usage: bench/gpu.sh OUT [build] [tests] [sanitizer] [benchmark]"
 out=$(realpath -m "${1:?$usage}")
@@ -19,7 +19,7 @@ mkdir -p "$out"
 [[ ${capability%.*} -ge 9 ]] && architecture=${capability}a || architecture=$capability
 export TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-$architecture} PYTHONUNBUFFERED=1 PYTHON=$python
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
-# Plugins that happen to be installed stay out, and warnings of other versions than ours are no errors here.
+# Other plugins that happen to be installed stay out, and warnings of other versions than ours are no errors here.
 export PYTEST_DISABLE_PLUGIN_AUTOLOAD=1
 pytest="$python -m pytest -W default -p no:cacheprovider"
 operators="diagonal_attention frame_difference poi_topk swap_patches"
@@ -76,13 +76,15 @@ sanitizer() {
 
 # The short ones first; a process for each, as above. Results of all go into one file.
 benchmark() {
+    "$python" -c "import pytest_benchmark" || return 1
     local status=0 op end=$((SECONDS + ${BENCHMARK_SECONDS:-205})) seconds
     for op in frame_difference swap_patches poi_topk pretrain_step diagonal_attention; do
         seconds=$((end - SECONDS))
         [[ $op != pretrain_step || $seconds -le 75 ]] || seconds=75 # of which compilation takes most
         [[ $op == diagonal_attention || $op == pretrain_step || $seconds -le 40 ]] || seconds=40
         [[ $seconds -gt 0 ]] || return 1
-        limited "$seconds" $pytest --benchmark --results "$out/results.json" "bench/bench_$op.py" || status=1
+        limited "$seconds" $pytest -p pytest_benchmark.plugin --benchmark --benchmark-json "$out/results.json" \
+            "bench/bench_$op.py" || status=1
     done
     return $status
 }

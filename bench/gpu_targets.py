@@ -18,7 +18,7 @@ class Target(NamedTuple):
 
 
 def _over_best_peer(row: Row) -> float:
-    return row["times_best_peer"]
+    return row["variants"][row["best_peer"]]["times_ours"]
 
 
 def _of_ours(name: str) -> Callable[[Row], float]:
@@ -65,11 +65,11 @@ def table(rows: list[Row]) -> str:
             try:
                 value = target.value(row)
             except (KeyError, ZeroDivisionError):
-                if target.value is _memory and row["timed"] != "calls":
+                if target.value is _memory and row["way"] != "calls":
                     continue  # memory is measured of calls alone
                 verdict = "not measured"
             else:
                 reached = value <= target.goal if target.at_most else value >= target.goal
                 verdict = f"{value:.3g} {'reached' if reached else 'missed'}"
-            lines.append(f"  {target.operator} {row['case']}, {row['timed']}: {goal}: {verdict}")
+            lines.append(f"  {target.operator} {row['case']}, {row['way']}: {goal}: {verdict}")
     return "\n".join(lines)

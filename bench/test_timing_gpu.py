@@ -1,21 +1,19 @@
-"""The path that measures a GPU, on a CPU: its events, graphs and counters are stood in for, all else is as there."""
+"""A timed run on a GPU, on a CPU: its events, graphs and counters are stood in for, all else is as there."""
 
+import json
 import time
-from types import SimpleNamespace
+from pathlib import Path
 
 import baselines
-import bench_diagonal_attention
-import bench_frame_difference
 import bench_poi_topk
-import bench_swap_patches
 import ceilings
 import gpu_targets
 import pytest
-import report
 import timing
 import timing_gpu
 import torch
 
+BENCH = Path(__file__).parent
 CPU = torch.device("cpu")
 
 
@@ -31,122 +29,142 @@ class Event:
 
 
 @pytest.fixture
-def gpu_bench(monkeypatch):
-    """A Bench that takes the CPU for a GPU; its rows are taken away again."""
+def gpu(monkeypatch, tmp_path):
+    """Runs pytest with ``--benchmark --device cuda`` and more arguments: (status, entries by group, variant)."""
     monkeypatch.delenv(
         "TRITON_INTERPRET", raising=False
     )  # or Triton's kernels would be timed in its interpreter
-    properties = SimpleNamespace(L2_cache_size=1 << 10)
     for name, stand_in in {
         "Event": Event,
         "synchronize": lambda: None,
         "reset_peak_memory_stats": lambda: None,
         "memory_allocated": lambda: 0,
         "max_memory_allocated": lambda: 1 << 30,
-        "get_device_properties": lambda device: properties,
+        "get_device_name": lambda device: "Some GPU",
     }.items():
         monkeypatch.setattr(torch.cuda, name, stand_in)
     monkeypatch.setattr(timing_gpu, "captured", lambda function: function)
-    monkeypatch.setattr(timing_gpu, "ROUNDS", 3)
+    monkeypatch.setattr(timing_gpu, "_cold", lambda: torch.empty(1))
     monkeypatch.setattr(timing_gpu, "SHORT", 1.0)
+    monkeypatch.setattr(timing, "MAX_ROUNDS", 3)
     monkeypatch.setattr(ceilings, "MATRIX_SIDE", 64)
     monkeypatch.setattr(ceilings, "COPY_BYTES", 1 << 16)
-    monkeypatch.setattr(report, "ROWS", [])
-    torch.manual_seed(0)
-    yield timing.Bench(CPU, full=False, timed=True, gpu=True)
+    small = timing.Bench(CPU, full=False, gpu=True)
+    monkeypatch.setattr(timing, "Bench", lambda device, full, gpu: small)
+    path = tmp_path / "results.json"
+
+    def run(*arguments):
+        options = ["--benchmark", "--device=cuda", f"--benchmark-json={path}", "-p", "no:cacheprovider"]
+        status = pytest.main([*map(str, arguments), *options])
+        entries = json.loads(path.read_text())["benchmarks"] if path.exists() else []
+        return status, {(e["group"], e["extra_info"]["variant"]): e for e in entries}
+
+    run.path = path
+    yield run
     ceilings.matrix_rate.cache_clear()
     ceilings.copy_bandwidth.cache_clear()
+    timing._built.cache_clear()
 
 
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@pytest.mark.parametrize("case", bench_diagonal_attention.GPU_CASES, ids=str)
-def test_diagonal_attention(gpu_bench, case):
-    bench_diagonal_attention.test_forward(gpu_bench, case)
-    if case[1] == torch.bfloat16:
-        bench_diagonal_attention.test_forward_and_backward(gpu_bench, case)
-        bench_diagonal_attention.test_rows(gpu_bench, case[0])
-    forward = report.ROWS[0]["variants"]
-    assert forward["native"]["times_ours"] == 1
-    for peer in ("eager", "compiled", "flash", "flex"):
-        assert forward[peer]["milliseconds"] > 0, peer
-    assert "NotImplementedError" in forward["efficient"]["error"]  # it has no kernel for a CPU
-    assert ("share_of_matrix_rate" in forward["native"]) == (case[1] == torch.bfloat16)
+def test_attention(gpu):
+    status, entries = gpu(BENCH / "bench_diagonal_attention.py", "-k", "64 and 784 and 512 and calls")
+    assert status == 0
+    for name in ("forward bf16", "forward + backward bf16", "rows N/4 bf16", "forward fp32"):
+        group = f"diagonal_attention {name} (64, 1, 784, 512), calls"
+        native = entries[group, "native"]["extra_info"]
+        assert native["times_ours"] == 1
+        assert ("share_of_matrix_rate" in native) == ("bf16" in name)
+        assert entries[group, "eager"]["extra_info"]["times_ours"] > 0
+        assert entries[group, "compiled"]["stats"]["median"] > 0
+        assert (group, "efficient") not in entries  # it has no kernel for a CPU
 
 
-def test_the_other_operators(gpu_bench):
-    bench_frame_difference.test_forward(gpu_bench, torch.uint8, 224, (256, 1))
-    bench_swap_patches.test_forward(gpu_bench, 256)
-    bench_poi_topk.test_forward(gpu_bench, (256, 784, 512))
-    assert [row["timed"] for row in report.ROWS] == ["calls", "graph replays"] * 6
-    for row in report.ROWS:
-        assert row["times_best_peer"] > 0
-        assert row["variants"]["native"]["share_of_copy_bandwidth"] > 0
-    assert "topk_mask" in gpu_targets.table(report.ROWS)
-    assert "TB/s" in report.tables()
+def test_the_other_operators(gpu, capfd):
+    files = [BENCH / f"bench_{name}.py" for name in ("frame_difference", "poi_topk", "swap_patches")]
+    status, entries = gpu(*files, "-k", "(uint8 and 224 and 256) or (test_topk_mask and 1024) or [256-calls")
+    assert status == 0
+    native = [entry for (_, variant), entry in entries.items() if variant == "native"]
+    assert {entry["extra_info"]["operator"] for entry in native} == {
+        "frame_difference",
+        "poi_topk",
+        "swap_patches",
+    }
+    for entry in native:
+        assert entry["extra_info"]["share_of_copy_bandwidth"] > 0
+        assert entry["options"]["timer"] == "Instant"
+    printed = capfd.readouterr().out
+    assert "TB/s" in printed
+    assert "poi_topk topk_mask (2, 49), calls: times topk + scatter ≥ 4: " in printed
+    assert json.loads(gpu.path.read_text())["machine_info"]["machine"] == "Some GPU"
+    assert gpu.path.with_suffix(".png").stat().st_size > 0
 
 
-def failing():
+SELECT = BENCH / "bench_poi_topk.py::test_select_tokens"
+
+
+def failing(*arguments):
     raise RuntimeError("out of memory,\n as it were")
 
 
-def test_a_peer_that_fails_leaves_its_error_and_the_others_are_timed(gpu_bench):
-    x = torch.ones(4)
-    gpu_bench.compare("op", "case", {"native": lambda: x}, {"a": failing, "b": lambda: x}, expected=lambda: x)
-    variants = report.ROWS[0]["variants"]
-    assert variants["a"] == {"error": "RuntimeError: out of memory, as it were"}
-    assert report.ROWS[0]["best_peer"] == "b"
+def test_a_peer_that_fails_says_why_and_the_others_are_timed(gpu, monkeypatch, capfd):
+    monkeypatch.setattr(baselines, "topk_gather", failing)
+    status, entries = gpu(SELECT, "-k", "calls and 256 and 784")
+    assert status == 0
+    assert {variant for _, variant in entries} == {"native"}
+    assert "torch.topk failed: RuntimeError: out of memory, as it were" in capfd.readouterr().out
 
 
-def test_a_wrong_result_of_ours_is_not_timed_and_fails_after_the_others_are(gpu_bench):
-    x = torch.ones(4)
-    ours = {"triton": lambda: x + 1, "native": lambda: x}
-    with pytest.raises(AssertionError, match="triton: AssertionError: relative error"):
-        gpu_bench.compare("op", "case", ours, {"eager": lambda: x}, expected=lambda: x)
-    assert report.ROWS[0]["ours"] == "native"
-    assert "milliseconds" not in report.ROWS[0]["variants"]["triton"]
-    report.tables()
+def test_a_wrong_result_of_ours_is_not_timed_and_the_others_are(gpu, monkeypatch, capfd):
+    monkeypatch.setattr(
+        bench_poi_topk, "select_tokens", lambda tokens, scores, k, impl: (tokens[:, :k] + 1, k)
+    )
+    status, entries = gpu(SELECT, "-k", "calls and 256 and 784")
+    assert status == 1
+    assert {variant for _, variant in entries} == {"torch.topk", "compiled"}
+    assert all("times_ours" not in entry["extra_info"] for entry in entries.values())
+    assert "relative error" in capfd.readouterr().out
 
 
-def test_nothing_that_works_leaves_a_row_of_errors(gpu_bench):
-    with pytest.raises(AssertionError, match="out of memory"):
-        gpu_bench.compare("op", "case", {"native": failing}, {}, expected=lambda: torch.ones(1), moved=1.0)
-    assert "error" in report.ROWS[0]["variants"]["native"]
-    assert "op" in report.tables()
-
-
-def test_what_a_lost_device_leaves_ends_the_run(gpu_bench, monkeypatch):
+def test_what_a_lost_device_leaves_ends_the_run(gpu, monkeypatch, capfd):
     monkeypatch.setattr(torch.cuda, "synchronize", failing)
-    with pytest.raises(pytest.exit.Exception, match="broke the CUDA context"):
-        gpu_bench.compare("op", "case", {"native": failing}, {}, expected=lambda: torch.ones(1))
+    status, _ = gpu(SELECT, "-W", "ignore:Not saving anything")
+    assert status == 3
+    assert "the CUDA context is broken" in capfd.readouterr().out
+
+
+def test_a_second_run_keeps_the_results_of_other_files(gpu):
+    gpu(BENCH / "bench_swap_patches.py", "-k", "1024")
+    _, entries = gpu(BENCH / "bench_poi_topk.py::test_topk_mask", "-k", "1024")
+    assert {entry["extra_info"]["operator"] for entry in entries.values()} == {"swap_patches", "poi_topk"}
+
+
+def test_an_option_that_needs_times_is_refused_without_them(capfd):
+    assert (
+        pytest.main([str(BENCH / "bench_swap_patches.py"), "--benchmark-autosave"])
+        == pytest.ExitCode.USAGE_ERROR
+    )
+    assert "--benchmark-autosave needs --benchmark" in capfd.readouterr().err
 
 
 def test_the_targets_are_judged():
     variants = {
         "triton": {"extra_bytes": 1, "share_of_matrix_rate": 0.5},
-        "eager": {"extra_bytes": 1000},
+        "eager": {"extra_bytes": 1000, "times_ours": 2.6},
     }
     case = f"forward {gpu_targets.LARGE}"
-    row = {"operator": "diagonal_attention", "case": case, "timed": "calls", "ours": "triton"}
-    row |= {"variants": variants, "times_best_peer": 2.6}
-    table = gpu_targets.table([row])
+    row = {
+        "operator": "diagonal_attention",
+        "case": case,
+        "way": "calls",
+        "ours": "triton",
+        "best_peer": "eager",
+    }
+    table = gpu_targets.table([row | {"variants": variants}])
     assert "times the best peer ≥ 2.5: 2.6 reached" in table
     assert "of the matrix rate ≥ 0.6: 0.5 missed" in table
     assert "of eager's extra memory ≤ 0.01: 0.001 reached" in table
     assert f"forward {gpu_targets.SMALL}, times the best peer: not measured" in table
     assert "swap_patches" not in table
-
-
-def test_results_and_plot_are_written(gpu_bench, monkeypatch, tmp_path):
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
-    x = torch.ones(4)
-    gpu_bench.compare("op", "case", {"native": lambda: x}, {"eager": lambda: x}, expected=lambda: x)
-    path = report.write(torch.device("cuda"), str(tmp_path / "gpu.json"))
-    assert {"machine", "driver", "cuda", "torch", "triton", "date"} <= set(
-        report.json.loads(path.read_text())
-    )
-    pytest.importorskip("matplotlib")
-    report.plot(path)
-    assert path.with_suffix(".png").stat().st_size > 0
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
