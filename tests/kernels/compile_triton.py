@@ -23,6 +23,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 import micron_kernels._triton
+from micron_kernels.diagonal_attention.arguments import Inputs, Wanted
 
 KB = 1024
 #: Target and the shared memory that a block may have there.
@@ -56,8 +57,9 @@ def call_diagonal_attention(module: Any, dtype: torch.dtype) -> None:
         if every_option:
             weight, mask = new(64, 784, dtype=dtype), new(64, 784, dtype=torch.bool)
             rows = new(64, 196, dtype=torch.int64)
-        out, p, *statistics = module.forward(query, key, value, 0.1, weight, rows, mask)
-        module.backward(out, p, query, key, value, 0.1, weight, rows, mask, p, *statistics)
+        inputs = Inputs(query, key, value, 0.1, weight, rows, mask)
+        out, saved = module.forward(inputs, True)
+        module.backward(out, saved.weights, inputs, saved, Wanted())
 
 
 def call_frame_difference(module: Any, dtype: torch.dtype) -> None:

@@ -37,6 +37,15 @@ def on_cpu(ops) -> list[str]:
     return [impl for impl in ops.IMPLEMENTATIONS if cannot(ops, impl, "cpu") is None]
 
 
+#: Examples that Hypothesis draws for each implementation.
+EXAMPLES = 10
+
+
+def tested_on_cpu(ops) -> list[str]:
+    """The same without the reference, which is what they are held to."""
+    return [impl for impl in on_cpu(ops) if impl != "reference"]
+
+
 def cannot(ops, impl: str, device: str, *dtypes: torch.dtype) -> str | None:
     """Why ``impl`` serves no call on this machine's ``device`` with ``dtypes``; impl=None takes another one then."""
     if device == "cuda" and not torch.cuda.is_available():

@@ -374,11 +374,11 @@ def test_autocast_casts_the_tensors_and_keeps_statistics_in_fp32(target):
     assert torch.equal(weights, expected_weights)
 
 
-@settings(max_examples=40)
+@pytest.mark.parametrize("impl", harness.tested_on_cpu(ops))
+@settings(max_examples=harness.EXAMPLES)
 @given(data=st.data())
-def test_any_shape_dtype_and_layout(data):
+def test_any_shape_dtype_and_layout(impl, data):
     draw = data.draw
-    impl = draw(st.sampled_from(harness.on_cpu(ops)))
     shape = (
         draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(st.integers(1, 40)), draw(st.integers(3, 20)),
     )  # fmt: skip

@@ -245,11 +245,11 @@ def test_autocast_leaves_it_alone(target):
     assert torch.equal(result, frame_difference(**inputs, impl=impl))
 
 
-@settings(max_examples=40)
+@pytest.mark.parametrize("impl", harness.tested_on_cpu(ops))
+@settings(max_examples=harness.EXAMPLES)
 @given(data=st.data())
-def test_any_shape_dtype_and_layout(data):
+def test_any_shape_dtype_and_layout(impl, data):
     draw = data.draw
-    impl = draw(st.sampled_from(harness.on_cpu(ops)))
     patch_size = draw(st.integers(1, 9))
     time = draw(st.none() | st.integers(1, 3))
     rows, columns, channels = (draw(st.integers(1, 4)) for _ in range(3))

@@ -310,11 +310,11 @@ def test_autocast_leaves_it_alone(target, function, eager):
         assert torch.equal(harness._floating_outputs(function(**inputs, impl=impl))[0], expected)
 
 
-@settings(max_examples=40)
+@pytest.mark.parametrize("impl", harness.tested_on_cpu(ops))
+@settings(max_examples=harness.EXAMPLES)
 @given(data=st.data())
-def test_any_shape_dtype_and_layout(data):
+def test_any_shape_dtype_and_layout(impl, data):
     draw = data.draw
-    impl = draw(st.sampled_from(harness.on_cpu(ops)))
     function, eager = draw(st.sampled_from(BOTH))
     shape = (draw(st.integers(1, 3)), draw(st.integers(1, 50)), draw(st.integers(1, 40)))
     k = draw(st.integers(0, shape[1]))

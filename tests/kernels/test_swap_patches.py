@@ -218,11 +218,11 @@ def test_autocast_leaves_it_alone(target):
     assert torch.equal(result, swap_patches(**inputs, impl=impl))
 
 
-@settings(max_examples=40)
+@pytest.mark.parametrize("impl", harness.tested_on_cpu(ops))
+@settings(max_examples=harness.EXAMPLES)
 @given(data=st.data())
-def test_any_shape_dtype_and_layout(data):
+def test_any_shape_dtype_and_layout(impl, data):
     draw = data.draw
-    impl = draw(st.sampled_from(harness.on_cpu(ops)))
     patch_size = draw(st.integers(1, 9))
     batch, channels, rows, columns = (draw(st.integers(1, 4)) for _ in range(4))
     shape = (batch, channels, rows * patch_size, columns * patch_size)
