@@ -37,8 +37,8 @@ def tensor(
         )
 
 
-def shape(name: str, value: Tensor, expected: Sequence[int], because: str) -> None:
-    if tuple(value.shape) != tuple(expected):
+def shape(name: str, value: Tensor, expected: tuple[int, ...], because: str) -> None:
+    if value.shape != expected:
         raise ValueError(
             f"{name} has shape {describe(value.shape)}; it must be {describe(expected)}, {because}"
         )

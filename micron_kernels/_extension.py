@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.metadata
 import importlib.util
@@ -152,4 +153,16 @@ def why_not(
 
 def with_contiguous_rows(x: Tensor) -> Tensor:
     """``x`` itself where elements of its last dimension lie side by side, otherwise a copy."""
-    return x if x.shape[-1] <= 1 or x.stride(-1) == 1 else x.contiguous()
+    return x if x.is_contiguous() or x.shape[-1] <= 1 or x.stride(-1) == 1 else x.contiguous()
+
+
+@functools.lru_cache(maxsize=256)
+def _on_cpu(value: float, length: int) -> Tensor:
+    return torch.full((length,), value, dtype=torch.float32, device="cpu")
+
+
+def constant(value: float, length: int, device: torch.device) -> Tensor:
+    """(length,) fp32 to read from. A CPU's is made once; on a GPU it could be made while a graph is captured."""
+    if device.type == "cpu":
+        return _on_cpu(value, length)
+    return torch.full((length,), value, dtype=torch.float32, device=device)

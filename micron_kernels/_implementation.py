@@ -128,6 +128,32 @@ def choose(
     return impl
 
 
+class Chooser:
+    """:func:`choose` for one operator, remembered: asking costs more than a small call.
+
+    ``sizes`` names those that some implementation limits.
+    """
+
+    def __init__(self, operator: str, available: Mapping[str, Any], *sizes: str):
+        self._operator, self._available, self._sizes = operator, available, sizes
+        self._chosen: dict[tuple[Any, ...], str] = {}
+
+    def __call__(
+        self, impl: str | None, device: torch.device, dtypes: tuple[torch.dtype, ...], *sizes: int
+    ) -> Any:
+        """The implementation that serves the call."""
+        key = (impl, device, dtypes, sizes, *self._available)
+        name = self._chosen.get(key)
+        if name is None:
+            limited = dict(zip(self._sizes, sizes, strict=True))
+            name = choose(self._operator, impl, self._available, device, *dtypes, **limited)
+            if impl != "triton":  # which an environment variable turns on and off
+                if len(self._chosen) > 1000:
+                    self._chosen.clear()
+                self._chosen[key] = name
+        return self._available[name]
+
+
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of reductions, statistics and sums for inputs of ``dtype``: fp64 for fp64, else fp32."""
     return torch.float64 if dtype == torch.float64 else torch.float32

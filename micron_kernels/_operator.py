@@ -18,10 +18,12 @@ from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
+from ._implementation import autocast_off
+
 _LIBRARY = torch.library.Library("micron_kernels", "FRAGMENT")
 _BELOW_AUTOGRAD = torch._C._after_autograd_keyset
 _keys_in_force = torch._C._dispatch_tls_local_include_set
-#: Without a mode: compilers, vmap old and new, tracers, dispatch modes and autocast all put in a key of their own.
+#: Without a mode: compilers, vmap old and new, tracers and dispatch modes each put in a key of their own.
 _PLAIN = torch._C.DispatchKeySet(torch._C.DispatchKey.BackendSelect)
 _PLAIN_KEYS = (_PLAIN.add(torch._C.DispatchKey.ADInplaceOrView), _PLAIN)  # the latter in inference mode
 _PLAIN_TYPES = frozenset((Tensor, torch.nn.Parameter, int, float, bool, str, tuple, torch.dtype, type(None)))
@@ -37,6 +39,7 @@ def _is_watched(args: tuple[Any, ...]) -> bool:
     return (
         torch.compiler.is_compiling()
         or _keys_in_force() not in _PLAIN_KEYS
+        or torch._C._is_any_autocast_enabled()
         or torch._C._len_torch_function_stack() > 0
         or torch.autograd._profiler_enabled()
         or not _PLAIN_TYPES.issuperset(map(type, args))
@@ -56,8 +59,13 @@ class Operator:
     def __init__(self, schema: str, body: Callable, fake: Callable):
         self.name = schema.partition("(")[0]
         self.body = body
+
+        def without_autocast(*args):  # which would cast sums in fp32 down
+            with autocast_off(args[0]):
+                return body(*args)
+
         _LIBRARY.define(schema)
-        _LIBRARY.impl(self.name, body, "CompositeExplicitAutograd")
+        _LIBRARY.impl(self.name, without_autocast, "CompositeExplicitAutograd")
         torch.library.register_fake(f"micron_kernels::{self.name}", fake, lib=_LIBRARY)
         torch.library.register_vmap(f"micron_kernels::{self.name}", self._vmap, lib=_LIBRARY)
         self.overload = getattr(torch.ops.micron_kernels, self.name).default
@@ -91,7 +99,9 @@ class Operator:
                 saved = save(args, every)
                 tensors = [x if isinstance(x, Tensor) else None for x in saved]
                 ctx.save_for_backward(*tensors)
-                if forward_ad._current_level >= 0:
+                if (
+                    keyset is not None or forward_ad._current_level >= 0
+                ):  # a compiler's levels do not count there
                     ctx.save_for_forward(*tensors)
                 ctx.others = [None if isinstance(x, Tensor) else x for x in saved]
                 ctx.constants = len(every) - outputs
@@ -114,7 +124,9 @@ class Operator:
             @staticmethod
             def jvp(ctx, _keyset, *given):
                 # ``given`` are the tangents of this level; what is saved may have others, of the levels below.
-                primals = (x if x is None else forward_ad.unpack_dual(x).primal for x in ctx.saved_tensors)
+                primals = (
+                    x if x is None else torch._VF._unpack_dual(x, level=0)[0] for x in ctx.saved_tensors
+                )
                 saved = [y if x is None else x for x, y in zip(primals, ctx.others, strict=True)]
                 with forward_ad._set_fwd_grad_enabled(True):
                     results = tangents(saved, given)
@@ -124,9 +136,6 @@ class Operator:
         apply: Callable = Function.apply  # type: ignore[attr-defined]
 
         def kernel(keyset, *args):
-            if not _differentiates(args):
-                with _AutoDispatchBelowAutograd():
-                    return overload.redispatch(keyset & _BELOW_AUTOGRAD, *args)
             if not _are_functorch_transforms_active():
                 return apply(keyset, *args)
             with enable_single_level_autograd_function():

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .._extension import register
-from .._implementation import TritonModule, accumulate_dtype, autocast_off, choose
+from .._implementation import Chooser, TritonModule, accumulate_dtype
 from .._operator import Operator
 from . import native, reference
 from .arguments import Inputs, Saved, Tangents, Wanted, keeps_exponentials
@@ -15,6 +15,7 @@ _TRITON = TritonModule(
     "diagonal_attention", torch.float32, torch.bfloat16, torch.float16, width=512, value_width=512
 )
 IMPLEMENTATIONS = register({"reference": reference, "triton": _TRITON}, native)
+_choose = Chooser("diagonal_attention", IMPLEMENTATIONS, "width", "value_width")
 
 
 def _check_rows(rows: Tensor | None, length: int) -> None:
@@ -27,24 +28,11 @@ def _check_rows(rows: Tensor | None, length: int) -> None:
         raise ValueError(f"rows holds {wrong}; positions must lie in [0, N) = [0, {length})")
 
 
-def _choose(impl: str | None, query: Tensor, value: Tensor) -> str:
-    return choose(
-        "diagonal_attention",
-        impl,
-        IMPLEMENTATIONS,
-        query.device,
-        query.dtype,
-        width=query.shape[3],
-        value_width=value.shape[3],
-    )
-
-
 def _forward(query, key, value, scale, row_weight, rows, key_mask, impl, keep):
     _check_rows(rows, query.shape[2])
-    implementation = IMPLEMENTATIONS[_choose(impl, query, value)]
+    implementation = _choose(impl, query.device, (query.dtype,), query.shape[3], value.shape[3])
     inputs = Inputs(query, key, value, scale, row_weight, rows, key_mask)
-    with autocast_off(query):
-        out, saved = implementation.forward(inputs, keep and keeps_exponentials(query, rows, impl))
+    out, saved = implementation.forward(inputs, keep and keeps_exponentials(query, rows, impl))
     weights, row_max, row_sum, exponentials = saved
     return out, weights, row_max, row_sum, weights.new_empty((0,)) if exponentials is None else exponentials
 
@@ -75,10 +63,12 @@ def _backward(
     inputs = Inputs(query, key, value, scale, row_weight, rows, key_mask)
     saved = Saved(weights, row_max, row_sum, exponentials if exponentials.numel() else None)
     which = Wanted(*wanted)
-    # Without the gradient of a score there is no product of matrices to be fast at.
-    implementation = IMPLEMENTATIONS[_choose(impl, query, value) if which.query or which.key else "reference"]
-    with autocast_off(query):
-        gradients = implementation.backward(grad_out, grad_weights, inputs, saved, which)
+    implementation = (
+        reference  # without the gradient of a score there is no product of matrices to be fast at
+    )
+    if which.query or which.key:
+        implementation = _choose(impl, query.device, (query.dtype,), query.shape[3], value.shape[3])
+    gradients = implementation.backward(grad_out, grad_weights, inputs, saved, which)
     return tuple(query.new_empty((0,)) if x is None else x for x in gradients)
 
 

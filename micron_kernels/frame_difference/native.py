@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._extension import operators, with_contiguous_rows
+from .._extension import constant, operators, with_contiguous_rows
 from .._extension import why_not as why_not
 
 DTYPES = (torch.uint8, torch.float32, torch.bfloat16, torch.float16)
@@ -13,10 +13,12 @@ DTYPES = (torch.uint8, torch.float32, torch.bfloat16, torch.float16)
 
 def _with_time(x: Tensor) -> Tensor:
     """(B, C, H, W) as (B, 1, C, H, W)."""
-    return x[:, None] if x.dim() == 4 else x
+    return x.unsqueeze(1) if x.dim() == 4 else x
 
 
 def _is_channels_last(x: Tensor) -> bool:
+    if x.is_contiguous():
+        return False
     channels, _, width = x.shape[-3:]
     return channels > 1 and x.stride(-3) == 1 and (width == 1 or x.stride(-1) == channels)
 
@@ -32,7 +34,7 @@ def _factors(frames: Tensor, channel_scale: Tensor | None, power: int) -> Tensor
     """What |d| or d² of each channel is multiplied by, fp32 (C,)."""
     unit = 1 / 255 if frames.dtype == torch.uint8 else 1.0
     if channel_scale is None:
-        return torch.full((frames.shape[-3],), unit**power, dtype=torch.float32, device=frames.device)
+        return constant(unit**power, frames.shape[-3], frames.device)
     scale = channel_scale.to(torch.float32) * unit
     return (scale.abs() if power == 1 else scale.square()).contiguous()
 
@@ -41,18 +43,19 @@ def forward(
     frames: Tensor, reference: Tensor, patch_size: int, norm: str, channel_scale: Tensor | None
 ) -> Tensor:
     """(B, N) or (B, T, N)."""
-    patches = (frames.shape[-2] // patch_size) * (frames.shape[-1] // patch_size)
-    out = torch.empty((*frames.shape[:-3], patches), dtype=torch.float32, device=frames.device)
+    *batches, _, height, width = frames.shape
+    patches = (height // patch_size) * (width // patch_size)
+    out = frames.new_empty((*batches, patches), dtype=torch.float32)
     factors = _factors(frames, channel_scale, 1 if norm == "l1" else 2)
     channels_last = _is_channels_last(frames)
     operators().frame_difference(
         _like(_with_time(frames), channels_last),
-        _like(reference[:, None], channels_last),
+        _like(reference.unsqueeze(1), channels_last),
         patch_size,
         norm == "l2",
         factors,
         channels_last,
-        out if out.dim() == 3 else out[:, None],
+        out if out.dim() == 3 else out.unsqueeze(1),
     )
     return out
 
@@ -70,14 +73,14 @@ def backward(
     d_reference = torch.empty(reference.shape, dtype=reference.dtype, device=reference.device)
     grad = grad.contiguous()
     operators().frame_difference_backward(
-        grad if grad.dim() == 3 else grad[:, None],
+        grad if grad.dim() == 3 else grad.unsqueeze(1),
         with_contiguous_rows(_with_time(frames)),
-        with_contiguous_rows(reference[:, None]),
+        with_contiguous_rows(reference.unsqueeze(1)),
         patch_size,
         norm == "l2",
         _factors(frames, channel_scale, 1 if norm == "l1" else 2),
         False,
         _with_time(d_frames),
-        d_reference[:, None],
+        d_reference.unsqueeze(1),
     )
     return d_frames, d_reference

@@ -5,22 +5,19 @@ from __future__ import annotations
 import torch
 
 from .._extension import register
-from .._implementation import TritonModule, accumulate_dtype, autocast_off, choose
+from .._implementation import Chooser, TritonModule, accumulate_dtype
 from .._operator import Operator
 from . import native
 from . import reference as reference_implementation
 
 _TRITON = TritonModule("frame_difference", torch.uint8, torch.float32, torch.bfloat16, torch.float16)
 IMPLEMENTATIONS = register({"reference": reference_implementation, "triton": _TRITON}, native)
-
-
-def _implementation(impl, frames):
-    return IMPLEMENTATIONS[choose("frame_difference", impl, IMPLEMENTATIONS, frames.device, frames.dtype)]
+_choose = Chooser("frame_difference", IMPLEMENTATIONS)
 
 
 def _forward(frames, reference, patch_size, norm, channel_scale, impl):
-    with autocast_off(frames):
-        return _implementation(impl, frames).forward(frames, reference, patch_size, norm, channel_scale)
+    implementation = _choose(impl, frames.device, (frames.dtype,))
+    return implementation.forward(frames, reference, patch_size, norm, channel_scale)
 
 
 def _forward_fake(frames, reference, patch_size, norm, channel_scale, impl):
@@ -37,9 +34,8 @@ frame_difference = Operator(
 
 
 def _backward(grad, frames, reference, patch_size, norm, channel_scale, impl):
-    with autocast_off(frames):
-        implementation = _implementation(impl, frames)
-        return implementation.backward(grad, frames, reference, patch_size, norm, channel_scale)
+    implementation = _choose(impl, frames.device, (frames.dtype,))
+    return implementation.backward(grad, frames, reference, patch_size, norm, channel_scale)
 
 
 def _backward_fake(grad, frames, reference, patch_size, norm, channel_scale, impl):

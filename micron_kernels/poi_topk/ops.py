@@ -9,21 +9,17 @@ from __future__ import annotations
 import torch
 
 from .._extension import register
-from .._implementation import TritonModule, autocast_off, choose
+from .._implementation import Chooser, TritonModule
 from .._operator import Operator
 from . import native, reference
 
 _TRITON = TritonModule("poi_topk", torch.float32, torch.bfloat16, torch.float16)
 IMPLEMENTATIONS = register({"reference": reference, "triton": _TRITON}, native)
-
-
-def _implementation(impl, x, *others):
-    dtypes = (x.dtype, *(y.dtype for y in others))
-    return IMPLEMENTATIONS[choose("poi_topk", impl, IMPLEMENTATIONS, x.device, *dtypes)]
+_choose = Chooser("poi_topk", IMPLEMENTATIONS)
 
 
 def _topk_mask(scores, k, impl):
-    return _implementation(impl, scores).topk_mask(scores, k)
+    return _choose(impl, scores.device, (scores.dtype,)).topk_mask(scores, k)
 
 
 def _topk_mask_fake(scores, k, impl):
@@ -37,8 +33,8 @@ topk_mask = Operator(
 
 
 def _mask_tokens(tokens, scores, k, weighted, impl):
-    with autocast_off(tokens):
-        return _implementation(impl, tokens, scores).mask_tokens(tokens, scores, k, weighted)
+    implementation = _choose(impl, tokens.device, (tokens.dtype, scores.dtype))
+    return implementation.mask_tokens(tokens, scores, k, weighted)
 
 
 def _mask_tokens_fake(tokens, scores, k, weighted, impl):
@@ -46,8 +42,8 @@ def _mask_tokens_fake(tokens, scores, k, weighted, impl):
 
 
 def _select_tokens(tokens, scores, k, weighted, impl):
-    with autocast_off(tokens):
-        return _implementation(impl, tokens, scores).select_tokens(tokens, scores, k, weighted)
+    implementation = _choose(impl, tokens.device, (tokens.dtype, scores.dtype))
+    return implementation.select_tokens(tokens, scores, k, weighted)
 
 
 def _select_tokens_fake(tokens, scores, k, weighted, impl):
@@ -61,15 +57,13 @@ select_tokens = Operator(f"select_tokens{_FORWARD}", _select_tokens, _select_tok
 
 
 def _mask_tokens_backward(grad, tokens, scores, indices, weighted, impl):
-    with autocast_off(tokens):
-        implementation = _implementation(impl, tokens, scores)
-        return implementation.mask_tokens_backward(grad, tokens, scores, indices, weighted)
+    implementation = _choose(impl, tokens.device, (tokens.dtype, scores.dtype))
+    return implementation.mask_tokens_backward(grad, tokens, scores, indices, weighted)
 
 
 def _select_tokens_backward(grad, tokens, scores, indices, weighted, impl):
-    with autocast_off(tokens):
-        implementation = _implementation(impl, tokens, scores)
-        return implementation.select_tokens_backward(grad, tokens, scores, indices, weighted)
+    implementation = _choose(impl, tokens.device, (tokens.dtype, scores.dtype))
+    return implementation.select_tokens_backward(grad, tokens, scores, indices, weighted)
 
 
 def _backward_fake(grad, tokens, scores, indices, weighted, impl):

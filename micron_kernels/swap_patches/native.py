@@ -5,23 +5,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._extension import operators
+from .._extension import constant, operators
 from .._extension import why_not as why_not
 
 DTYPES = (torch.uint8, torch.float32, torch.bfloat16, torch.float16)
 
 
 def _factor(std: Tensor | None, channels: int, scale: float, device: torch.device) -> Tensor:
-    """scale / std, (C,) in fp64: the two constants of a channel are rounded to fp32 once."""
-    if std is None:
-        return torch.full((channels,), scale, dtype=torch.float64, device=device)
-    return scale / std.double()
+    """scale / std, (C,), rounded to fp32 once."""
+    return constant(scale, channels, device) if std is None else (scale / std.double()).float()
 
 
 def _shift(mean: Tensor | None, std: Tensor | None, channels: int, device: torch.device) -> Tensor:
-    """-mean / std, (C,) in fp64."""
-    factor = _factor(std, channels, -1.0, device)
-    return torch.zeros_like(factor) if mean is None else mean.double() * factor
+    """-mean / std, (C,), rounded to fp32 once."""
+    if mean is None:
+        return constant(0.0, channels, device)
+    return (-mean.double() if std is None else mean.double() * (-1.0 / std.double())).float()
 
 
 def forward(
@@ -38,7 +37,7 @@ def forward(
     factor = _factor(std, channels, 1 / 255 if frame.dtype == torch.uint8 else 1.0, device)
     shift = _shift(mean, std, channels, device)
     out = torch.empty(frame.shape, dtype=dtype, device=device)
-    operators().swap_patches(frame, other, swap.contiguous(), patch_size, factor.float(), shift.float(), out)
+    operators().swap_patches(frame, other, swap.contiguous(), patch_size, factor, shift, out)
     return out
 
 
@@ -48,5 +47,5 @@ def backward(
     """(d_frame, d_other), contiguous, in ``dtype``."""
     factor = _factor(std, grad.shape[1], 1.0, grad.device)
     d_frame, d_other = (torch.empty(grad.shape, dtype=dtype, device=grad.device) for _ in range(2))
-    operators().swap_patches_backward(grad, swap.contiguous(), patch_size, factor.float(), d_frame, d_other)
+    operators().swap_patches_backward(grad, swap.contiguous(), patch_size, factor, d_frame, d_other)
     return d_frame, d_other

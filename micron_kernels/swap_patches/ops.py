@@ -5,22 +5,18 @@ from __future__ import annotations
 import torch
 
 from .._extension import register
-from .._implementation import TritonModule, autocast_off, choose
+from .._implementation import Chooser, TritonModule
 from .._operator import Operator
 from . import native, reference
 
 _TRITON = TritonModule("swap_patches", torch.uint8, torch.float32, torch.bfloat16, torch.float16)
 IMPLEMENTATIONS = register({"reference": reference, "triton": _TRITON}, native)
-
-
-def _implementation(impl, x, dtype):
-    return IMPLEMENTATIONS[choose("swap_patches", impl, IMPLEMENTATIONS, x.device, x.dtype, dtype)]
+_choose = Chooser("swap_patches", IMPLEMENTATIONS)
 
 
 def _forward(frame, other, swap, patch_size, mean, std, dtype, impl):
-    with autocast_off(frame):
-        implementation = _implementation(impl, frame, dtype)
-        return implementation.forward(frame, other, swap, patch_size, mean, std, dtype)
+    implementation = _choose(impl, frame.device, (frame.dtype, dtype))
+    return implementation.forward(frame, other, swap, patch_size, mean, std, dtype)
 
 
 def _forward_fake(frame, other, swap, patch_size, mean, std, dtype, impl):
@@ -36,8 +32,7 @@ swap_patches = Operator(
 
 
 def _backward(grad, swap, patch_size, std, dtype, impl):
-    with autocast_off(grad):
-        return _implementation(impl, grad, dtype).backward(grad, swap, patch_size, std, dtype)
+    return _choose(impl, grad.device, (grad.dtype, dtype)).backward(grad, swap, patch_size, std, dtype)
 
 
 def _backward_fake(grad, swap, patch_size, std, dtype, impl):
