@@ -29,6 +29,7 @@ from .data.shards.write import ShardingStopped, write_shards
 from .demo import TRAINED_SUBJECTS, DemoConfig, run_demo
 from .faults import in_words
 from .loading import load_model
+from .models import products
 from .models.config import MicronBERTConfig, preset
 from .recognizers.micron_bert import MicronBERTRecipe
 from .training import PretrainConfig, Stopped, pretrain
@@ -147,12 +148,13 @@ class Heatmap:
 
 @dataclass
 class Info:
-    """Print versions, devices, and which implementation of each operator is active."""
+    """Print versions, devices, which implementation of each operator is active, and who multiplies on the CPU."""
 
     def run(self, console: Console) -> None:
         lines = [kernels_info.describe(), ""]
         for name in ("numpy", "opencv-python-headless", "scikit-image", "safetensors", "huggingface_hub"):
             lines.append(f"{name:<24}{importlib.metadata.version(name)}")
+        lines += ["", products.describe()]
         sys.stdout.write("\n".join(lines) + "\n")
 
 

@@ -23,6 +23,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from ..data.clips.inputs import ClipInput, StoredValues, Values
+from ..models import products
 from ..progress import progress_bar
 from ..recognizers.base import Examples, Recipe, Start, name_of, recipe_class
 from ..recognizers.fitting import features_of, logits_of
@@ -201,8 +202,9 @@ def _train_fold(work: _Work, job: _Job) -> list[Prediction]:
 _work: _Work
 
 
-def _start_worker(work: _Work, devices: torch.multiprocessing.SimpleQueue) -> None:
+def _start_worker(work: _Work, devices: torch.multiprocessing.SimpleQueue, chosen: dict[str, str]) -> None:
     global _work
+    products.use(chosen, "chosen by the process that shares out the folds")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the parent ends them
     torch.set_num_threads(1)
     _work = replace(work, device=devices.get())
@@ -224,7 +226,8 @@ def _train_all(
     queue = context.SimpleQueue()
     for i in range(workers):
         queue.put(devices[i % len(devices)])
-    with ProcessPoolExecutor(workers, context, _start_worker, (work, queue)) as pool:
+    chosen = products.choices(all=True) if "cpu" in devices else {}
+    with ProcessPoolExecutor(workers, context, _start_worker, (work, queue, chosen)) as pool:
         try:
             for future in as_completed([pool.submit(_train_in_worker, job) for job in jobs]):
                 yield future.result()

@@ -3,15 +3,15 @@
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from micron_kernels import blockwise_mask, diagonal_attention, frame_difference, swap_patches, topk_mask
 from micron_kernels.nn import DiagonalMicroAttention, FoldedDiagonalMicroAttention
 
 from ..saved_model import SavedModel
+from . import products
+from .attention_products import split
 from .config import MicronBERTConfig
-from .onednn import Linear
 from .patch_of_interest import DINO, crop_size, random_resized_crop
 from .vit import Decoder, Encoder, at_least_fp32, patchify, unpatchify
 
@@ -47,7 +47,7 @@ class MicronBERT(
         self.config = config
         self.encoder = Encoder(config)
         self.micro_attention: DiagonalMicroAttention | FoldedDiagonalMicroAttention = DiagonalMicroAttention(
-            config.width, linear=Linear
+            config.width, linear=products.Linear
         )
         self.decoder = Decoder(config)
         for layer in (getattr(self.micro_attention, name) for name in ("to_q", "to_k", "to_v", "proj")):
@@ -140,13 +140,15 @@ class MicronBERT(
         """The released checkpoint's variant: the whole attention matrix weights the values."""
         attention = self.micro_attention
         assert isinstance(attention, DiagonalMicroAttention)
-        q, k, v = (x[:, None] for x in (attention.to_q(query), attention.to_k(key), attention.to_v(value)))
+        projected = attention.to_q(query), attention.to_k(key), attention.to_v(value)
+        qkv = torch.stack(projected, 2).unsqueeze(3)  # [B, N, 3, 1, D]
+        q, k, v = split(qkv)
         _, diagonal = diagonal_attention(
             q, k, v[..., :1], scale=attention.scale, rows=rows, return_weights=True
         )
+        out = products.attention(qkv)
         if rows is not None:
-            q = q.gather(2, rows[:, None, :, None].expand(-1, 1, -1, q.shape[3]))
-        out = F.scaled_dot_product_attention(q, k, v, scale=attention.scale)[:, 0]
+            out = out.gather(1, rows[:, :, None].expand(-1, -1, out.shape[2]))
         if row_weight is not None:
             out = out * row_weight[..., None].to(out.dtype)
         return attention.proj(out), diagonal

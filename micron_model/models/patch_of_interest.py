@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 
 from .config import MicronBERTConfig
-from .onednn import Linear, linear
+from .products import Linear, linear
 from .vit import Encoder, at_least_fp32
 
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import MicronBERTConfig
-from .onednn import Linear
+from .products import Linear
 from .vit import Block, Encoder, patchify, resample_positions
 
 

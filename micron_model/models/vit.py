@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .attention_products import plain_attention
 from .config import MicronBERTConfig
-from .onednn import Linear, attention, linear
+from .products import Linear, attention, linear
 
 
 def sincos_positions(width: int, grid: int) -> Tensor:
@@ -84,7 +85,7 @@ class Attention(nn.Module):
         query = linear(x[:, :1], weight[:width], bias[:width]).unflatten(2, (self.num_heads, -1))
         kv = linear(x, weight[width:], bias[width:]).unflatten(2, (2, self.num_heads, -1))
         key, value = kv.permute(2, 0, 3, 1, 4)
-        out = F.scaled_dot_product_attention(query.transpose(1, 2), key, value)
+        out = plain_attention(query.transpose(1, 2), key, value)
         return self.proj(out.transpose(1, 2).flatten(2))
 
 

@@ -17,7 +17,7 @@ from ..loading import load_model
 from ..models.config import MicronBERTConfig, preset
 from ..models.micron_bert import MicronBERT
 from ..models.official.micron_bert import SEEN
-from ..models.onednn import Linear
+from ..models.products import Linear
 from ..visualize import change_maps, figure_of_pairs
 from .base import Examples, Recognizer, RecognizerConfig, Start
 from .fitting import Fitting, fit_by_gradient

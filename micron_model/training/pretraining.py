@@ -238,9 +238,13 @@ def pretrain(
                 f"{run.path} exists: resume continues that run; another folder starts a new one"
             )
         if run.path.exists():
-            run.resume()
+            told = run.resume()
+            if ranks.is_first:
+                for line in told:
+                    console.print(line, markup=False, highlight=False)
         elif resume and ranks.is_first:
             console.print(f"{run.path} does not exist: starting from scratch")
+        run.agree_on_products()
         _train(run, data, evaluate if ranks.is_first else None, console, signals)
         if ranks.is_first:
             run.model.save_pretrained(out / "model")

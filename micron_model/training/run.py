@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ..data.clips.frames import Clip
+from ..models import products
 from ..models.config import MicronBERTConfig
 from ..models.micron_bert import MicronBERT
 from . import checkpoint
@@ -100,12 +101,14 @@ class Run:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "settings": self.settings,
+            "products": {"processor": products.processor(), "chosen": products.choices()},
         }
         checkpoint.save(self.path, content)
         if self.config.keep_every and self.step % self.config.keep_every == 0:
             checkpoint.save(self.out / f"checkpoint-{self.step}.pt", content)
 
-    def resume(self) -> None:
+    def resume(self) -> list[str]:
+        """Go on from the checkpoint; what a user should know of it, in words."""
         content = checkpoint.load(self.path, self.device)
         for name in ("step", "skipped_in_a_row", "positions", "model", "optimizer", "settings"):
             if name not in content:
@@ -121,6 +124,34 @@ class Run:
             # Asked for, or it would have been refused: a new epoch for every reader.
             epoch = 1 + max((place[0] for place in self.positions.values()), default=-1)
             self.positions = dict.fromkeys(range(self.settings["readers"] or 0), (epoch, 0, 0))
+        return self._take_products(content.get("products"))
+
+    def _take_products(self, stored: dict[str, Any] | None) -> list[str]:
+        """Let the libraries multiply that did before, so that the losses stay the same."""
+        if stored is None or not stored["chosen"] or self.device.type != "cpu":
+            return []
+        changed = products.use(stored["chosen"], f"kept from {self.path}")
+        if changed:
+            return [f"products: {'; '.join(changed)}: the losses will differ by rounding"]
+        if stored["processor"] == products.processor():
+            return []
+        listed = ", ".join(f"{product}={name}" for product, name in stored["chosen"].items())
+        return [
+            f"products: {listed}, kept from {stored['processor']}, where this run was, so that its losses stay "
+            f"the same; {products.VARIABLE} chooses others"
+        ]
+
+    def agree_on_products(self) -> None:
+        """Several ranks take what the first finds to be fastest; one measures when it comes to it."""
+        if self.ranks.count == 1 or self.device.type != "cpu":
+            return
+        of_first = self.ranks.gather(products.choices(all=True) if self.ranks.is_first else {})[0]
+        everywhere = self.ranks.gather(products.use(of_first, "chosen by rank 0"))
+        if any(everywhere):
+            told = "; ".join(f"rank {rank}: {', '.join(x)}" for rank, x in enumerate(everywhere) if x)
+            raise ValueError(
+                f"the ranks cannot multiply alike ({told}): give all the same {products.VARIABLE}"
+            )
 
     def _check_settings(self, stored: dict[str, Any]) -> None:
         differences = []

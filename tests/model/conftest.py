@@ -1,3 +1,4 @@
+import os
 import re
 
 import numpy as np
@@ -9,6 +10,11 @@ from micron_model.cli import main
 from micron_model.data import find_shards, synthetic_clips
 from micron_model.training import PretrainConfig
 from writers import grey, write_images, write_small_shards, write_video
+
+# No test, nor process that it starts, depends on what is faster on the machine of the day; test_products.py measures.
+os.environ.setdefault(
+    "MICRON_PRODUCTS", "linear=torch,linear_grad_input=torch,linear_grad_weight=torch,attention=flash"
+)
 
 #: Settings of a model that trains in a blink.
 SMALL = {"image_size": 32, "width": 32, "decoder_width": 32, "depth": 2, "decoder_depth": 1, "local_crops": 2}

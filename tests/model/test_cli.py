@@ -38,7 +38,7 @@ def faces(tmp_path):
 def test_info(capsys):
     assert main(["info"]) == 0
     printed = capsys.readouterr().out
-    for word in ("torch", "diagonal_attention", "reference", "opencv"):
+    for word in ("torch", "diagonal_attention", "reference", "opencv", "linear_grad_weight", "matrices"):
         assert word in printed
 
 

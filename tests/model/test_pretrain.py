@@ -12,8 +12,9 @@ import pytest
 import torch
 from rich.console import Console
 
-from micron_model import MicronBERT
-from micron_model.data import FrameError, Problem, find_clips
+from micron_model import MicronBERT, preset
+from micron_model.data import FrameError, Problem, find_clips, synthetic_clips
+from micron_model.models import products
 from micron_model.training import (
     CheckpointError,
     NonFiniteLossError,
@@ -23,8 +24,10 @@ from micron_model.training import (
     pretrain,
 )
 from micron_model.training.config import learning_rate_at
+from micron_model.training.distributed import Ranks
 from micron_model.training.log import read_log
 from micron_model.training.problems import report_problems
+from micron_model.training.run import Run
 from writers import write_images
 
 QUIET = Console(quiet=True)
@@ -92,18 +95,21 @@ def test_resuming_equals_never_stopping(training, small_config, clips, tmp_path,
         assert torch.equal(x, y)
 
 
-def test_a_killed_run_resumes_with_the_same_losses(training, small_config, clips, tmp_path):
-    arguments = [
-        *("pretrain", "--preset", "tiny", "--model.image-size", "32", "--model.width", "32"),
-        *("--model.decoder-width", "32", "--model.depth", "1", "--model.decoder-depth", "1"),
-        *("--training.steps", "40", "--training.batch-size", "4", "--training.checkpoint-every", "7"),
-    ]
-    command = [sys.executable, "-m", "micron_model.cli", *arguments]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+def test_a_killed_run_resumes_with_the_same_losses(tmp_path):
+    training = {"steps": 40, "batch_size": 4, "checkpoint_every": 7}
+    model = {"image_size": 32, "width": 32, "decoder_width": 32, "depth": 1, "decoder_depth": 1}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run([*command, "--out", whole], check=True, env=environment, capture_output=True)
-    process = subprocess.Popen([*command, "--out", killed], env=environment, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
+    script = (
+        "import pathlib\n"
+        "from micron_model import preset\n"
+        "from micron_model.data import synthetic_clips\n"
+        "from micron_model.training import PretrainConfig, pretrain\n"
+        f"training, model = PretrainConfig(**{training!r}), preset('tiny', **{model!r})\n"
+        f"pretrain(training, model, synthetic_clips([0]), pathlib.Path({str(killed)!r}))\n"
+    )
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, "-c", script], env=environment, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 90
     while not (killed / "log.jsonl").exists() or len(losses(killed)) < 20:
         assert time.monotonic() < deadline
         assert process.poll() is None
@@ -113,7 +119,14 @@ def test_a_killed_run_resumes_with_the_same_losses(training, small_config, clips
     assert len(losses(killed)) < 40
     with open(killed / "log.jsonl", "a") as log:
         log.write('{"step": 21, "lo')  # as a write cut short would leave it
-    subprocess.run([*command, "--out", killed, "--resume"], check=True, env=environment, capture_output=True)
+    arguments = PretrainConfig(**training), preset("tiny", **model), synthetic_clips([0])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as many as the killed one had: sums have another order with more
+    try:
+        pretrain(*arguments, whole, console=QUIET)
+        pretrain(*arguments, killed, resume=True, console=QUIET)
+    finally:
+        torch.set_num_threads(threads)
     assert losses(killed) == losses(whole)
 
 
@@ -240,6 +253,72 @@ def test_another_run_is_not_overwritten(training, small_config, clips, tmp_path)
         with pytest.raises(CheckpointError, match=message):
             pretrain(*changed, tmp_path, resume=True, console=QUIET)
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
+
+
+@pytest.fixture
+def choices(monkeypatch):
+    """What this process has chosen to multiply with, as a dictionary that a test may change."""
+    monkeypatch.delenv("MICRON_PRODUCTS")
+    monkeypatch.setattr(products, "_choices", {})
+    return products._choices
+
+
+def test_a_resumed_run_multiplies_as_before(training, small_config, clips, tmp_path, choices, capsys):
+    def resume():
+        pretrain(training(steps=2), small_config, clips, tmp_path, resume=True, console=Console(width=400))
+        return capsys.readouterr().out
+
+    products.use({"attention": "matrices", "linear": "torch"}, "the test")
+    pretrain(training(steps=2), small_config, clips, tmp_path, console=QUIET)
+    choices.clear()
+    products.use({"attention": "flash"}, "the test")
+    assert "products" not in resume()
+    assert products.choices() == {"attention": "matrices", "linear": "torch"}
+    content = checkpoint.load(tmp_path / "checkpoint.pt")
+    content["products"]["processor"] = "another processor"
+    checkpoint.save(tmp_path / "checkpoint.pt", content)
+    choices.clear()
+    assert "attention=matrices, linear=torch, kept from another processor, where this run was" in resume()
+    assert products.chosen("attention") == "matrices"
+
+
+def test_a_run_that_cannot_multiply_as_before_says_so(
+    training, small_config, clips, tmp_path, choices, capsys, monkeypatch
+):
+    products.use({"attention": "matrices"}, "the test")
+    pretrain(training(steps=2), small_config, clips, tmp_path, console=QUIET)
+    monkeypatch.setenv("MICRON_PRODUCTS", "attention=flash")
+    choices.clear()
+    pretrain(training(steps=2), small_config, clips, tmp_path, resume=True, console=Console(width=400))
+    assert (
+        "attention=flash as MICRON_PRODUCTS says, not matrices: the losses will differ"
+        in capsys.readouterr().out
+    )
+    assert products.chosen("attention") == "flash"
+
+
+class OneOfTwo(Ranks):
+    """A rank whose neighbour's part in what is gathered is known: that of rank 0 for rank 1."""
+
+    def __init__(self, rank, chosen_by_first):
+        super().__init__(rank, 2)
+        object.__setattr__(self, "chosen_by_first", chosen_by_first)
+
+    def gather(self, value):
+        return [self.chosen_by_first if value == {} else value, value]
+
+
+def test_ranks_multiply_as_the_first_of_them(training, small_config, clips, tmp_path, choices, monkeypatch):
+    first = dict.fromkeys(products.PRODUCTS, "torch") | {"attention": "matrices"}
+    products.use({"attention": "flash"}, "measured by rank 1")
+    run = Run(training(), small_config, clips, tmp_path, OneOfTwo(1, first))
+    run.agree_on_products()
+    assert products.choices() == first
+    monkeypatch.setenv("MICRON_PRODUCTS", "attention=flash")
+    with pytest.raises(
+        ValueError, match=r"cannot multiply alike \(rank 0: attention=flash as .* not matrices"
+    ):
+        run.agree_on_products()
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage", None])
