@@ -10,9 +10,9 @@ STAMP  := $(VENV)/.installed
 install: $(STAMP)
 
 # torch first and pinned: nothing that depends on it may then choose another build.
-$(STAMP): pyproject.toml setup.py constraints.txt
+$(STAMP): pyproject.toml setup.py tools/find_torch.py tools/find_cuda.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt pip setuptools wheel ninja torch numpy
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt pip setuptools ninja pybind11 torch numpy
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e ".[dev]"
 	touch $(STAMP)
 
@@ -36,10 +36,10 @@ format: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m pytest bench --benchmark
 
-# build/lib goes into the wheel as it lies there, with modules that the source no longer has.
 wheel: $(STAMP)
-	rm -rf build/lib*
+	rm -f dist/*.whl
 	$(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
+	$(BIN)/python tools/check_wheel.py dist/*.whl
 
 # Other versions of torch that the same binary must serve: make abi-check TORCH="2.11.0 2.14.0"
 abi-check: $(STAMP)

@@ -86,8 +86,10 @@ def find_ninja() -> str:
     return found
 
 
-def pybind11_include() -> Path:
+def pybind11_include(torch: Torch) -> Path:
     if importlib.util.find_spec("pybind11") is None:
+        if (torch.include / "pybind11" / "pybind11.h").exists():  # without isolation; torch has a copy
+            return torch.include
         raise CannotBuild("pybind11 was not found: pip install pybind11")
     import pybind11
 
@@ -224,7 +226,7 @@ def compile_extension(objects: Path, wanted: str) -> Path:
         "csrc": ROOT / "csrc",
         "torch": torch.include,
         "torch_lib": torch.lib,
-        "pybind11": pybind11_include(),
+        "pybind11": pybind11_include(torch),
         "python": Path(sysconfig.get_paths()["include"]),
         "cuda": cuda.home,
         "cuda_lib": cuda.runtime,
