@@ -149,7 +149,7 @@ def facts(torch: Torch, cuda: Cuda, flags: list[str]) -> str:
 def ninja_file(torch: Torch, cuda: Cuda, flags: list[str]) -> str:
     """Every path in it is relative to the folder of the objects, where links lead to what lies elsewhere: no
     character of a path then has to be escaped for ninja, a shell and the compilers' lists of dependencies."""
-    torch_flags = [f"-isystem{name}" for name in ("torch", "pybind11", "python")]
+    torch_flags = ["-isystem", "torch", "-isystem", "pybind11", "-isystem", "python"]
     libraries = ["-Ltorch_lib", "-ltorch_cpu"]  # found beside the torch that was imported before: no rpath
     if cuda.sources:
         libraries += ["-Lcuda_lib", "-lcudart_static", "-ldl", "-lrt", "-lpthread"]

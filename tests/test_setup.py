@@ -23,6 +23,7 @@ if not (ROOT / "setup.py").exists():
     pytest.skip("these tests run on an installed package, without its source", allow_module_level=True)
 
 sys.path.insert(0, str(ROOT / "tools"))
+import check_wheel  # noqa: E402
 import find_cuda  # noqa: E402
 from find_torch import CannotBuild, Torch  # noqa: E402
 
@@ -157,7 +158,9 @@ def test_an_isolated_build_uses_the_torch_of_its_target_whatever_the_path(tmp_pa
     assert "MICRON_BUILD=cuda" in output or torch.version.cuda or find_cuda.gpu_is_visible()
 
 
-def test_a_source_distribution_holds_all_that_a_wheel_needs(tmp_path, project, environment, pip):
+def test_a_source_distribution_makes_a_wheel_whose_every_foreign_library_is_found(
+    tmp_path, project, environment, pip
+):
     run([sys.executable, "setup.py", "-q", "sdist", "--dist-dir", tmp_path], cwd=project)
     (archive,) = tmp_path.glob("*.tar.gz")
     ccache = script(
@@ -166,6 +169,7 @@ def test_a_source_distribution_holds_all_that_a_wheel_needs(tmp_path, project, e
     build = {
         "CXX": "ccache c++",
         "CXXFLAGS": "-O0",
+        "LDFLAGS": "-Wl,--no-as-needed -Ltorch_lib -lc10",
         "PATH": f"{ccache.parent}{os.pathsep}{os.environ['PATH']}",
     }
     pip(environment(), "wheel", "--wheel-dir", tmp_path, str(archive), environment=build)
@@ -174,6 +178,7 @@ def test_a_source_distribution_holds_all_that_a_wheel_needs(tmp_path, project, e
     assert f"micron_kernels/{BINARY}" in names
     assert "micron_kernels/_build.json" not in names
     assert (tmp_path / "log").exists()
+    assert list(check_wheel.findings(wheel)) == ["needs libc10.so"]
 
 
 def test_without_a_compiler_the_first_call_warns_once_with_reason_and_mend(
