@@ -9,11 +9,14 @@ STAMP  := $(VENV)/.installed
 
 install: $(STAMP)
 
-# torch first and pinned: nothing that depends on it may then choose another build.
+# torch first and pinned: nothing that depends on it may then choose another build. Python files are compiled last, by
+# all processors; pip would do it by one.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 $(STAMP): pyproject.toml setup.py tools/find_torch.py tools/find_cuda.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt pip setuptools ninja pybind11 torch numpy
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e ".[dev]"
+	$(PIP) pip setuptools ninja pybind11 torch numpy
+	$(PIP) --no-build-isolation -e ".[dev]"
+	-$(BIN)/python -m compileall -q -j 0 $(VENV)/lib
 	touch $(STAMP)
 
 demo: $(STAMP)

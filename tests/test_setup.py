@@ -63,7 +63,7 @@ def write_project(folder: Path) -> Path:
     shutil.copytree(ROOT / "micron_kernels", folder / "micron_kernels", ignore=ignored)
     (folder / "csrc" / "poi_topk").mkdir(parents=True)
     shutil.copy(ROOT / "tests" / "installed" / "module.cpp", folder / "csrc")
-    (folder / "csrc" / "poi_topk" / "cuda.cu").touch()
+    (folder / "csrc" / "poi_topk" / "cuda.cu").write_text("#include <torch/headeronly/macros/Macros.h>\n")
     return folder
 
 
@@ -273,6 +273,14 @@ def test_a_failing_nvcc_does_not_cost_the_cpu_half(project, tmp_path, torch_with
     assert said in failed.stderr
 
 
+@pytest.mark.skipif(find_cuda.cuda_home() is None, reason="there is no nvcc")
+def test_a_cuda_half_is_linked_and_loads_beside_any_torch(project):
+    build_in_place(project, {"MICRON_BUILD": "cuda", "TORCH_CUDA_ARCH_LIST": "9.0a"})
+    output = run([sys.executable, "-c", USE_NOTHING], cwd=project).stdout
+    assert "0 warnings; native" in output
+    assert "CUDA 9.0a" in output
+
+
 def test_the_cuda_half_is_built_for_a_torch_with_cuda_or_beside_a_gpu(monkeypatch, tmp_path):
     for name, file in (("bin", "nvcc"), ("lib64", "libcudart_static.a")):
         (tmp_path / name).mkdir()
@@ -289,6 +297,8 @@ def test_the_cuda_half_is_built_for_a_torch_with_cuda_or_beside_a_gpu(monkeypatc
     assert built("cuda", cuda=False, gpu=False).sources == ["x.cu"]
     assert "MICRON_BUILD=cuda builds it" in built("auto", cuda=False, gpu=False).reason
     assert "MICRON_BUILD=cpu" in built("cpu", cuda=True, gpu=True).reason
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0 9.0a,10.0f;12.0+PTX")
+    assert built("auto", cuda=True, gpu=True).architectures == ["8.0", "9.0a", "10.0f", "12.0+PTX"]
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0 Hopper")
     assert "'Hopper'" in built("auto", cuda=True, gpu=True).reason
     with pytest.raises(CannotBuild, match="MICRON_BUILD=cuda, but TORCH_CUDA_ARCH_LIST holds 'Hopper'"):
