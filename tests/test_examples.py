@@ -47,7 +47,17 @@ def vit_two_frames(tmp_path):
     assert pixels[..., :3].std() > 0.1
 
 
-RUNS = {"drop_in.py": drop_in, "vit_two_frames.py": vit_two_frames}
+def own_recognizer(tmp_path):
+    assert len((EXAMPLES / "own_recognizer.py").read_text().splitlines()) < 80
+    text = run("own_recognizer.py", "--out", tmp_path / "own", "--subjects", 4)
+    scores = {
+        name: number(rf"{name} +UF1 (\S+)", text) for name in ("this network", "shuffled labels", "flow")
+    }
+    assert scores["this network"] > max(0.7, scores["shuffled labels"] + 0.2)
+    assert "own_recognizer:Convolutional" in (tmp_path / "own" / "report.html").read_text()
+
+
+RUNS = {"drop_in.py": drop_in, "own_recognizer.py": own_recognizer, "vit_two_frames.py": vit_two_frames}
 
 
 def test_every_example_is_run():

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import tyro
 from rich.console import Console
@@ -71,6 +73,39 @@ def _devices(names: str) -> list[str]:
     return [kind if name == "auto" else name for name, kind in kinds.items()]
 
 
+class Share(NamedTuple):
+    """What this process does of an evaluation, and where."""
+
+    part: tuple[int, int]
+    devices: list[str]
+    workers: int | None
+
+    @classmethod
+    def of(cls, part: str | None, device: str, workers: int | None) -> Share:
+        """As ``part`` says, or torchrun; its processes on one machine share out GPUs and processors.
+
+        Raises:
+            ValueError: ``part`` is none, or is given beside torchrun's.
+        """
+        ranks = int(os.environ.get("WORLD_SIZE", 1))
+        devices = _devices(device)
+        if part is not None:
+            found = re.fullmatch(r"(\d+)/(\d+)", part)
+            if not found or not 1 <= int(found[1]) <= int(found[2]):
+                raise ValueError(f"part={part!r}; it must be I/N with I from 1 to N, for example 2/8")
+            if ranks > 1:
+                raise ValueError(f"part={part!r} beside torchrun, which shares the folds out by itself")
+            return cls((int(found[1]), int(found[2])), devices, workers)
+        if ranks == 1:
+            return cls((1, 1), devices, workers)
+        local, beside = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+        if devices == ["cuda"]:
+            devices = [f"cuda:{local}"]
+        if workers is None and devices == ["cpu"]:
+            workers = max(1, (os.cpu_count() or 1) // beside)
+        return cls((int(os.environ["RANK"]) + 1, ranks), devices, workers)
+
+
 def parse_with_recognizer(command: type[Any], prog: str, arguments: Sequence[str]) -> Any:
     """The recognizer decides which settings there are, so it is read first."""
     first = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
@@ -104,6 +139,9 @@ class Evaluate(Generic[_Recipe]):
     """auto: a GPU if there is one; several with commas, "cuda:0,cuda:1"."""
     workers: int | None = None
     """Processes; as many as GPUs, or as processors, if not given."""
+    part: str | None = None
+    """I/N, for example 2/8: of N calls on several machines that share the folds out in one folder --out, the I-th, from
+    1 on. What torchrun starts shares them out by itself. Whoever finishes last writes the report."""
     allow_overlap: bool = False
     """Go on although the model was pre-trained on subjects it is tested on; every output says so."""
     config: tyro.conf.OmitArgPrefixes[EvaluateConfig] = field(default_factory=EvaluateConfig)
@@ -120,9 +158,10 @@ class Evaluate(Generic[_Recipe]):
             self.dataset, self.root, [entrant.clip_input for entrant in entered.values()], console,
             protocol=self.protocol, check=check,
         )  # fmt: skip
+        share = Share.of(self.part, self.device, self.workers)
         evaluation = evaluate(
-            task, self.recipe, start, self.config, self.out, devices=_devices(self.device), workers=self.workers,
-            console=console,
+            task, self.recipe, start, self.config, self.out, devices=share.devices, workers=share.workers,
+            part=share.part, console=console,
         )  # fmt: skip
         if evaluation is None:
             return

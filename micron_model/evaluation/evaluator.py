@@ -51,7 +51,7 @@ class EvaluateConfig:
     stamped with it."""
     shuffled: bool = True
     """Also train each fold on shuffled labels: what the score would be if there were nothing to learn."""
-    baselines: tuple[str, ...] = ()
+    baselines: tuple[str, ...] = ("flow",)
     """Recognizers that are trained beside this one, with their default settings, for a row each in the report."""
 
     def __post_init__(self) -> None:
@@ -59,6 +59,8 @@ class EvaluateConfig:
             raise ValueError(f"seeds={self.seeds}; at least 1 training of each fold is needed")
         if self.leaky_best_epoch and self.selection != "last":
             raise ValueError("leaky_best_epoch chooses the epoch itself; selection must stay 'last'")
+        if len(set(self.baselines)) < len(self.baselines):
+            raise ValueError(f"baselines={self.baselines}; one is there twice")
 
     @property
     def stamp(self) -> str:
@@ -81,19 +83,20 @@ def entrants(recipe: Recipe, start: Start, config: EvaluateConfig) -> dict[str, 
     """Who takes part, by name: "model", and the baselines other than it.
 
     Raises:
-        ValueError: there is no baseline of a name, or two have one name.
+        ValueError: there is no baseline of a name.
     """
     found = {_MODEL: Entrant(recipe, start)}
     for name in config.baselines:
         if name == name_of(recipe):
             continue
-        if name in (_MODEL, _SHUFFLED, *found):
-            raise ValueError(
-                f"baselines={config.baselines}: {name!r} is there twice, or no name for a baseline"
-            )
         baseline = recipe_class(name)()
         found[name] = Entrant(baseline, baseline.start())
     return found
+
+
+def inputs_of(recipe: Recipe, start: Start, config: EvaluateConfig) -> list[ClipInput]:
+    """What a task must be loaded with: the inputs of a recipe and of its baselines."""
+    return [entrant.clip_input for entrant in entrants(recipe, start, config).values()]
 
 
 class Evaluation(NamedTuple):

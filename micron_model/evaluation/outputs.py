@@ -31,7 +31,7 @@ def write_outputs(
     config: EvaluateConfig,
     *,
     about: Mapping[str, str],
-    published: Sequence[Published],
+    published: Sequence[Published] = (),
 ) -> Path:
     """Write report, csv files and, for the classes of MEGC 2019, its logs.
 

@@ -11,6 +11,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -24,6 +25,7 @@ from ..saved_model import SavedModel
 #: Where the recipe of each built-in name is; imported when it is asked for.
 BUILT_IN = {
     "micron-bert": "micron_model.recognizers.micron_bert:MicronBERTRecipe",
+    "flow": "micron_model.recognizers.flow:FlowRecipe",
 }
 
 
@@ -186,7 +188,10 @@ class Recipe(ABC):
 def name_of(recipe: Recipe | type[Recipe]) -> str:
     """The name of a recipe: a built-in one, or ``package.module:Recipe``."""
     kind = recipe if isinstance(recipe, type) else type(recipe)
-    return kind.name or f"{kind.__module__}:{kind.__qualname__}"
+    module = kind.__module__
+    if module == "__main__":  # of a script: the name under which others import it
+        module = Path(getattr(sys.modules["__main__"], "__file__", None) or "__main__").stem
+    return kind.name or f"{module}:{kind.__qualname__}"
 
 
 def recipe_class(name: str) -> type[Recipe]:

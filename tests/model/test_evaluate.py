@@ -47,7 +47,7 @@ def backbone():
 @pytest.fixture(scope="module")
 def evaluated(lookalike, backbone, tmp_path_factory):
     out = tmp_path_factory.mktemp("evaluation")
-    config = EvaluateConfig(seeds=2)
+    config = EvaluateConfig(seeds=2, baselines=())
     return out, config, evaluate(lookalike, FROZEN, backbone, config, out, workers=1, console=QUIET)
 
 
@@ -98,7 +98,7 @@ def test_processes_give_the_same_predictions(evaluated, lookalike, backbone, tmp
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # as in the processes
     try:
-        config = EvaluateConfig(seeds=1, shuffled=False)
+        config = EvaluateConfig(seeds=1, shuffled=False, baselines=())
         one, two = (
             evaluate(lookalike, FROZEN, backbone, config, tmp_path / str(n), workers=n, console=QUIET)
             for n in (1, 2)
@@ -128,7 +128,9 @@ def test_another_evaluation_is_not_mixed_in(evaluated, lookalike, backbone):
     with pytest.raises(ValueError, match=r"holds another evaluation: model was .*'epochs': 15"):
         evaluate(lookalike, other, backbone, evaluated[1], out, workers=1, console=QUIET)
     with pytest.raises(ValueError, match="holds another evaluation: evaluation was"):
-        evaluate(lookalike, FROZEN, backbone, EvaluateConfig(seeds=3), out, workers=1, console=QUIET)
+        evaluate(
+            lookalike, FROZEN, backbone, EvaluateConfig(seeds=3, baselines=()), out, workers=1, console=QUIET
+        )
     flipped = lookalike._replace(values={key: values.flip(0) for key, values in lookalike.values.items()})
     with pytest.raises(ValueError, match=r"holds another evaluation: model was .*'values'"):
         evaluate(flipped, FROZEN, backbone, evaluated[1], out, workers=1, console=QUIET)
@@ -138,7 +140,7 @@ def test_another_evaluation_is_not_mixed_in(evaluated, lookalike, backbone):
     ("settings", "stamp"), [({"selection": "inner"}, "inner"), ({"leaky_best_epoch": True}, LEAKY)]
 )
 def test_how_the_epoch_was_chosen_stands_in_every_prediction(lookalike, backbone, settings, stamp, tmp_path):
-    config = EvaluateConfig(seeds=1, shuffled=False, **settings)
+    config = EvaluateConfig(seeds=1, shuffled=False, baselines=(), **settings)
     found = evaluate(lookalike, FROZEN, backbone, config, tmp_path, workers=1, console=QUIET).predictions
     assert {row.selection for row in found.rows} == {stamp}
     assert (LEAKY in " ".join(score(found).stamps)) == (stamp == LEAKY)
@@ -149,7 +151,7 @@ def test_choosing_the_epoch_on_the_test_subjects_never_lowers_the_score_of_a_fol
 ):
     results = [
         evaluate(
-            lookalike, FROZEN, backbone, EvaluateConfig(seeds=1, shuffled=False, leaky_best_epoch=leaky),
+            lookalike, FROZEN, backbone, EvaluateConfig(seeds=1, shuffled=False, baselines=(), leaky_best_epoch=leaky),
             tmp_path / str(leaky), workers=1, console=QUIET,
         ).predictions.rows
         for leaky in (False, True)

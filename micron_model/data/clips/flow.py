@@ -1,6 +1,8 @@
-"""Optical flow between frames of a clip, and the images of it that SLSTT looks at."""
+"""Optical flow between frames of a clip, and what recognizers are given of it."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -88,3 +90,22 @@ def filled(frames: np.ndarray, wanted: int) -> np.ndarray:
         filled_in += [between(first, second, (i + 1) / (count + 1)) for i in range(count)]
         filled_in.append(second)
     return np.stack(filled_in)
+
+
+@dataclass(frozen=True)
+class OnsetApexFlow:
+    """Flow from onset to apex less its median, fp32 (2, size, size), in pixels: what moves otherwise than the face."""
+
+    size: int
+
+    @property
+    def key(self) -> str:
+        return f"flow from onset to apex, {self.size} pixels"
+
+    def frames(self, onset: int, apex: int, offset: int) -> tuple[int, ...]:
+        return onset, apex
+
+    def encode(self, faces: np.ndarray) -> np.ndarray:
+        onset, apex = faces
+        flow = optical_flow(grey(onset), grey(apex)).transpose(2, 0, 1)
+        return np.ascontiguousarray(flow - np.median(flow, (1, 2), keepdims=True), dtype=np.float32)

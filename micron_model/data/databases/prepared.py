@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
 import json
 import math
@@ -105,11 +106,20 @@ def _is_spotted(expression: Expression, config: FaceConfig) -> bool:
     return config.spot_apex and expression.apex_from == "midpoint"
 
 
+@functools.lru_cache(maxsize=1 << 14)
+def _face_in(path: Path, _modified: int) -> Box | None:
+    """The face in a file as it was at a time; looked for once, however many inputs are made of it."""
+    return find_face(read_whole_image(path))
+
+
 def _encode(
     expression: Expression, clip_input: ClipInput, config: FaceConfig, boxes: Mapping[str, Box]
 ) -> Kept:
     onset = read_whole_image(expression.path(expression.onset))
-    box = boxes.get(expression.name) or (find_face(onset) if config.detect else None)
+    box = boxes.get(expression.name)
+    if box is None and config.detect:
+        path = expression.path(expression.onset)
+        box = _face_in(path, path.stat().st_mtime_ns)
     found = box is not None or not config.detect
     margin = config.margin if box is not None else 0.0
     if box is None:
