@@ -50,9 +50,10 @@ def write_outputs(
     features = None
     if values is not None:
         features = Features(values, task.labels, [e.dataset for e in task.expressions])
+    named = [task.about[key] for key in ("dataset",) if key in task.about] + list(about.values())
     path = write_report(
         out,
-        title=f"Micro-expression recognition: {', '.join([task.about.get('dataset', ''), *about.values()])}",
+        title=f"Micro-expression recognition: {', '.join([*named, name_of(recipe)])}",
         predictions=predictions,
         baselines=evaluation.baselines,
         settings={

@@ -205,6 +205,7 @@ def test_the_command_writes_predictions_scores_and_a_report(root, model_folder, 
     assert "Worst clips" in page
     assert "0.890" not in page  # of another protocol
     assert (out / "megc" / "seed-0.txt").is_file()
+    assert score(read_predictions(out / "baseline-flow.csv")).full.uf1.mean > 0.9
     assert main(["score", str(out / "predictions.csv")]) == 0
     assert f"{score(predictions).full.uf1.mean:.3f}" in capsys.readouterr().out
 
