@@ -94,8 +94,9 @@ def read_settings(kind: type[_Config], found: Any, where: str | Path) -> _Config
         )
     values = {}
     for name in names:
-        if dataclasses.is_dataclass(hints[name]):
-            values[name] = read_settings(typing.cast(type, hints[name]), found[name], where)
+        inner = [x for x in (hints[name], *typing.get_args(hints[name])) if dataclasses.is_dataclass(x)]
+        if inner and not (found[name] is None and _fits(None, hints[name])):
+            values[name] = read_settings(typing.cast(type, inner[0]), found[name], where)
         elif _fits(found[name], hints[name]):
             values[name] = found[name]
         else:

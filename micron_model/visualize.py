@@ -142,6 +142,20 @@ def figure_of_pairs(
     return figure
 
 
+def figure_of_images(clips: Tensor, *, titles: Sequence[str], labels: Sequence[str]) -> Figure:
+    """A row of images a clip (B, T, 3, H, W), uint8, with a title a column and a label a row."""
+    count, columns = clips.shape[:2]
+    figure = Figure(figsize=(1.75 * columns + 0.3, 1.8 * count + 0.3), layout="constrained")
+    grid: Any = figure.subplots(count, columns, squeeze=False)
+    for row in range(count):
+        for column, axes in enumerate(grid[row]):
+            axes.imshow(to_image(clips[row, column]))
+            _bare(axes, titles[column] if row == 0 else "")
+        if row < len(labels):
+            grid[row, 0].set_ylabel(labels[row], fontsize=8)
+    return figure
+
+
 def figure_of_reconstructions(
     model: MicronBERT, frames: Tensor, later: Tensor, result: dict[str, Tensor]
 ) -> Figure:

@@ -16,7 +16,10 @@ from torch import Tensor, nn
 
 from .config import MicronBERTConfig
 from .products import Linear
-from .vit import Block, Encoder, patchify, resample_positions
+from .vit import Block, Encoder, patchify, resample_positions, sincos_positions
+
+#: Images that the encoder is given at a time where no gradient is wanted: more would leave the cache.
+_TOGETHER = 16
 
 
 @dataclass
@@ -70,6 +73,8 @@ class SLSTTConfig:
             self.micron_bert = MicronBERTConfig(**self.micron_bert)
         if self.patch_size < 1 or self.image_size % self.patch_size:
             raise ValueError(f"patch_size={self.patch_size} does not divide image_size={self.image_size}")
+        if self.width % 4:
+            raise ValueError(f"width={self.width}; 2-D sine-cosine positions need a multiple of 4")
         if self.num_heads < 1 or self.width % self.num_heads:
             raise ValueError(f"num_heads={self.num_heads} does not divide width={self.width}")
         for name, allowed in (("gelu", ("tanh", "exact")), ("aggregator", ("lstm", "mean"))):
@@ -118,7 +123,7 @@ class SpatialEncoder(nn.Module):
         self.patch_size, self.width = config.patch_size, width
         self.patch_embed = Linear(3 * config.patch_size**2, width)
         self.class_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.positions = nn.Parameter(torch.empty(1, 1 + grid**2, width))
+        self.positions = nn.Parameter(torch.zeros(1, 1 + grid**2, width))
         self.blocks = nn.ModuleList(
             Block(
                 width, config.num_heads, config.mlp_ratio, config.layer_norm_eps, config.gelu, config.dropout
@@ -130,7 +135,10 @@ class SpatialEncoder(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-        nn.init.normal_(self.positions, std=0.02)
+        # Learned, but from sine and cosine (ours): small random positions hardly tell one place from another.
+        with torch.no_grad():
+            self.positions[0, 1:] = sincos_positions(width, grid)
+        nn.init.normal_(self.class_token, std=0.02)
 
     def forward(self, images: Tensor) -> Tensor:
         """Class tokens (B, D) of normalised images (B, 3, H, W)."""
@@ -149,10 +157,10 @@ class SpatialEncoder(nn.Module):
 class ContextualTokens(nn.Module):
     """μ-BERT's encoder as a spatial encoder: the contextual token of an image (ours)."""
 
-    def __init__(self, config: MicronBERTConfig):
+    def __init__(self, encoder: Encoder):
         super().__init__()
-        self.width = config.width
-        self.encoder = Encoder(config)
+        self.width = encoder.contextual.shape[-1]
+        self.encoder = encoder
 
     def forward(self, images: Tensor) -> Tensor:
         """Contextual tokens (B, D) of normalised images (B, 3, H, W)."""
@@ -190,22 +198,27 @@ class SLSTT(nn.Module):
 
     Clips are (B, T, 3, S, S), T = 11 images of flow as ``data.clips.flow`` codes it, RGB. uint8 clips are normalised
     here; floating clips are taken as normalised already.
+
+    Args:
+        config: settings.
+        encoder: the spatial encoder, used as it is, not copied; of random weights if not given.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, config: SLSTTConfig):
+    def __init__(self, config: SLSTTConfig, encoder: SpatialEncoder | ContextualTokens | None = None):
         super().__init__()
         self.config = config
-        self.encoder: SpatialEncoder | ContextualTokens = (
-            SpatialEncoder(config) if config.micron_bert is None else ContextualTokens(config.micron_bert)
-        )
+        if encoder is None and config.micron_bert is not None:
+            encoder = ContextualTokens(Encoder(config.micron_bert))
+        self.encoder = encoder or SpatialEncoder(config)
         aggregator = LSTMAggregator if config.aggregator == "lstm" else MeanAggregator
         self.aggregator = aggregator(self.encoder.width, config)
         self.register_buffer("mean", torch.tensor(config.mean), persistent=False)
         self.register_buffer("std", torch.tensor(config.std), persistent=False)
-        self.encoder.requires_grad_(not config.frozen)
+        if config.frozen:
+            self.encoder.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> SLSTT:
         super().train(mode)
@@ -213,15 +226,20 @@ class SLSTT(nn.Module):
             self.encoder.eval()
         return self
 
+    def normalize(self, images: Tensor) -> Tensor:
+        """uint8 images (B, 3, H, W) as (x/255 − mean)/std in fp32; floating images as they are."""
+        if images.dtype != torch.uint8:
+            return images
+        return (images / 255 - self.mean[:, None, None]) / self.std[:, None, None]
+
     def extract_features(self, clips: Tensor) -> Tensor:
         """The features (B, T, D) of the images of clips (B, T, 3, S, S), without gradient if the encoder is frozen."""
         if clips.dim() != 5 or clips.shape[2] != 3 or clips.shape[1] < 1:
             raise ValueError(f"clips have shape {tuple(clips.shape)}; they must be (B, T, 3, S, S)")
-        images = clips.flatten(0, 1)
-        if images.dtype == torch.uint8:
-            images = (images / 255 - self.mean[:, None, None]) / self.std[:, None, None]
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.frozen):
-            features = self.encoder(images)
+            images = clips.flatten(0, 1)
+            parts = (images,) if torch.is_grad_enabled() else images.split(_TOGETHER)
+            features = torch.cat([self.encoder(self.normalize(part)) for part in parts])
         return features.unflatten(0, clips.shape[:2])
 
     def classify(self, features: Tensor) -> Tensor:

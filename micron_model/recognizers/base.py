@@ -26,6 +26,7 @@ from ..saved_model import SavedModel
 BUILT_IN = {
     "micron-bert": "micron_model.recognizers.micron_bert:MicronBERTRecipe",
     "flow": "micron_model.recognizers.flow:FlowRecipe",
+    "slstt": "micron_model.recognizers.slstt:SLSTTRecipe",
 }
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from ..data.clips.inputs import Values
 from ..training.config import warm_cosine
@@ -30,8 +31,8 @@ class Fitting(Recipe):
     """Share of the steps over which the rate rises linearly."""
     weight_decay: float = 0.05
     """Of matrices."""
-    clip_norm: float = 1.0
-    """Largest norm of the gradient."""
+    clip_norm: float | None = 1.0
+    """Largest norm of the gradient; None for any."""
     label_smoothing: float = 0.0
     """Share of the target that is spread over all classes."""
     balance: Literal["loss", "sampling", "off"] = "loss"
@@ -91,6 +92,8 @@ def fit_by_gradient(
     seed: int = 0,
     on_epoch: Callable[[int], object] = lambda epoch: None,
     groups: Sequence[dict[str, Any]] | None = None,
+    optimizer: Optimizer | None = None,
+    schedule: Callable[[int, int], float] | None = None,
     augment: Callable[[Tensor, torch.Generator], Tensor] = lambda values, generator: values,
 ) -> None:
     """Train what requires a gradient, in place, on the device it is on; deterministic given ``seed`` (and the number
@@ -103,6 +106,8 @@ def fit_by_gradient(
         seed: of the order and of augmentation.
         on_epoch: called after each epoch with its number, from 1 on.
         groups: of the optimiser, each with its peak ``rate``; ``parameter_groups`` if not given.
+        optimizer: AdamW on ``groups`` if not given; its groups have a ``rate`` each.
+        schedule: factor of the rates at (step, steps); a warm-up and a cosine if not given.
         augment: changes a batch of values that are not embedded, given a generator on the CPU.
 
     Raises:
@@ -116,25 +121,25 @@ def fit_by_gradient(
     device, classes = recognizer.device, len(recognizer.classes)
     generator = torch.Generator().manual_seed(seed)
     trained = [p for p in recognizer.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        parameter_groups(recognizer, config) if groups is None else list(groups),
-        lr=0.0,
-        fused=device.type in ("cpu", "cuda"),
-    )
+    if optimizer is None:
+        groups = parameter_groups(recognizer, config) if groups is None else groups
+        optimizer = torch.optim.AdamW(list(groups), lr=0.0, fused=device.type in ("cpu", "cuda"))
+    schedule = schedule or (lambda step, steps: warm_cosine(step, steps, config.warmup))
     weights = class_weights(labels, classes).to(device) if config.balance == "loss" else None
     steps, step = config.epochs * -(-len(labels) // config.batch_size), 0
     for epoch in range(config.epochs):
         recognizer.train()
         for chosen in _order(labels, config, classes, generator):
             for group in optimizer.param_groups:
-                group["lr"] = group["rate"] * warm_cosine(step, steps, config.warmup)
+                group["lr"] = group["rate"] * schedule(step, steps)
             batch, truth = values[chosen].to(device), labels[chosen].to(device)
             with autocast(config.precision, device):
                 embedded = train.embedded
                 logits = recognizer.classify(batch) if embedded else recognizer(augment(batch, generator))
             loss = F.cross_entropy(logits.float(), truth, weights, label_smoothing=config.label_smoothing)
             loss.backward()
-            nn.utils.clip_grad_norm_(trained, config.clip_norm)
+            if config.clip_norm is not None:
+                nn.utils.clip_grad_norm_(trained, config.clip_norm)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             step += 1

@@ -12,7 +12,8 @@ from micron_model.data import synthetic_clips
 from micron_model.data.clips.faces import Box, cut, find_face, spot_apex
 from micron_model.data.clips.inputs import OnsetApex, StoredValues, UnusableClip
 from micron_model.data.databases.expressions import Expression
-from micron_model.data.databases.prepared import FaceConfig, prepare, read_boxes
+from micron_model.data.databases.given_faces import read_boxes
+from micron_model.data.databases.prepared import FaceConfig, prepare
 
 WHOLE = FaceConfig(detect=False)
 

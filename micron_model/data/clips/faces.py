@@ -50,18 +50,37 @@ def find_face(image: np.ndarray) -> Box | None:
     return Box(face["c"] / scale, face["r"] / scale, face["width"] / scale)
 
 
-def cut(image: np.ndarray, box: Box, margin: float, size: int) -> np.ndarray:
-    """The box and a margin of an image (H, W, 3) as uint8 (3, size, size); what lies outside repeats the edge."""
+def cut(image: np.ndarray, box: Box, margin: float, size: int | None) -> np.ndarray:
+    """The box and a margin of an image (H, W, 3) as uint8 (3, size, size); what lies outside repeats the edge.
+
+    Without a size, in the pixels of the image.
+    """
     side = max(1, round(box.side * (1 + 2 * margin)))
     left, top = round(box.x - box.side * margin), round(box.y - box.side * margin)
     height, width = image.shape[:2]
     above, below, before, after = (max(0, x) for x in (-top, top + side - height, -left, left + side - width))
     padded = np.pad(image, ((above, below), (before, after), (0, 0)), mode="edge")
     face = padded[top + above :, left + before :][:side, :side]
-    if side != size:
+    if size is not None and side != size:
         how = cv2.INTER_AREA if size < side else cv2.INTER_CUBIC
         face = cv2.resize(face, (size, size), interpolation=how)
     return np.ascontiguousarray(face.transpose(2, 0, 1))
+
+
+def square_about_nose(landmarks: np.ndarray) -> Box:
+    """The square that SLSTT's authors cut, from the 68 landmarks (68, 2) of iBUG's scheme, x and y in pixels.
+
+    Its centre is the tip of the nose (30), its side 2·y8 − y19 − y57: from the brow to the chin, and from the lower lip
+    to the chin.
+
+    Raises:
+        ValueError: it would have no positive side.
+    """
+    (x, y), heights = landmarks[30], landmarks[:, 1]
+    side = float(2 * heights[8] - heights[19] - heights[57])
+    if not (np.isfinite(landmarks).all() and side > 0):
+        raise ValueError(f"2·y8 − y19 − y57 = {side:g}; landmarks of an upright face give a positive side")
+    return Box(float(x) - side / 2, float(y) - side / 2, side)
 
 
 def spot_apex(frames: Tensor, patch_size: int = 8) -> int:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import cv2
 import numpy as np
+
+from .inputs import UnusableClip
 
 #: Farnebäck's method as the authors of SLSTT call it: pyramid, levels, window, iterations, neighbourhood and its σ.
 _FARNEBACK = (0.5, 3, 15, 3, 5, 1.2)
@@ -109,3 +112,47 @@ class OnsetApexFlow:
         onset, apex = faces
         flow = optical_flow(grey(onset), grey(apex)).transpose(2, 0, 1)
         return np.ascontiguousarray(flow - np.median(flow, (1, 2), keepdims=True), dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class ImagesOfClip:
+    """What SLSTT looks at: eleven images of a clip about its apex, uint8 (count, 3, side, side), RGB."""
+
+    side: int = 384
+    """Of an image in pixels; flow is computed in the pixels of the frames."""
+    count: int = 11
+    """Images of a clip."""
+    look: Literal["flow", "frames"] = "flow"
+    """Flow from the onset to each frame, coded by :func:`coded_flow`; or the frames themselves."""
+
+    size = None
+
+    @property
+    def key(self) -> str:
+        return f"{self.count} images of {self.look}, {self.side} pixels"
+
+    def frames(self, onset: int, apex: int, offset: int) -> tuple[int, ...]:
+        """The onset, and up to ``count`` frames about the apex: from max(apex − count//2, onset + 1) on."""
+        if not onset < apex <= offset:
+            raise UnusableClip(
+                f"onset {onset}, apex {apex}, offset {offset}: the apex must come after the onset, by the offset"
+            )
+        first = max(apex - self.count // 2, onset + 1)
+        last = min(first + self.count - 1, offset)
+        if last == first and self.count > 1:
+            raise UnusableClip(
+                f"onset {onset}, apex {apex}, offset {offset} leave one frame; others are put between two or more"
+            )
+        return onset, *range(first, last + 1)
+
+    def encode(self, faces: np.ndarray) -> np.ndarray:
+        onset, images = grey(faces[0]), filled(faces[1:], self.count)
+        if self.look == "flow":
+            images = np.stack([coded_flow(optical_flow(onset, grey(image))) for image in images])
+        return np.stack([_resized(image, self.side) for image in images])
+
+
+def _resized(image: np.ndarray, side: int) -> np.ndarray:
+    how = cv2.INTER_AREA if side < image.shape[1] else cv2.INTER_LINEAR
+    resized = cv2.resize(np.ascontiguousarray(image.transpose(1, 2, 0)), (side, side), interpolation=how)
+    return np.ascontiguousarray(resized.transpose(2, 0, 1))

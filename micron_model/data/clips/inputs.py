@@ -20,8 +20,8 @@ class ClipInput(Protocol):
     """What a recognizer needs of a clip. It is computed once and kept."""
 
     @property
-    def size(self) -> int:
-        """Side in pixels to which the face is cut."""
+    def size(self) -> int | None:
+        """Side in pixels to which the face is cut; None leaves it in the pixels of the frame."""
         ...
 
     @property

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import functools
 import hashlib
 import json
-import math
 import os
-import re
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,9 +22,12 @@ from ..clips.faces import Box, cut, find_face, spot_apex
 from ..clips.frames import FrameError, Problem, read_whole_image
 from ..clips.inputs import ClipInput, StoredValues, UnusableClip, Values
 from .expressions import Expression
+from .given_faces import Given, GivenFaces
 
 #: Of what is kept; another number makes earlier caches unread.
 _FORMAT = 2
+#: Side in pixels at which an apex is looked for, where the input has none of its own.
+_SPOTTED = 96
 #: Bytes up to which what is kept of all clips stays in memory.
 _IN_MEMORY = 1 << 30
 
@@ -43,48 +43,16 @@ class FaceConfig:
     boxes: Path | None = None
     """A csv with better faces: the columns clip, x, y, width, height, or clip, x1, y1, x2, y2, … of landmarks, in
     pixels of the onset frame. Clips that are not in it are looked for."""
+    landmarks: Path | None = None
+    """A folder of the 68 landmarks of each clip's apex, <subject>/<clip>.npy, as SLSTT's authors publish them, or a csv
+    with the columns clip, x1, y1, … x68, y68: the face is the square about the tip of the nose that they cut. Clips
+    without are looked for."""
     spot_apex: bool = False
     """Where the database has no apex, take the frame that differs most from the onset, not the midpoint."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.margin < 1:
             raise ValueError(f"margin={self.margin}; it is a share of the face's side, in [0, 1)")
-
-
-def read_boxes(path: Path) -> dict[str, Box]:
-    """The squares about the boxes or landmarks of a csv, by clip.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: columns are missing, or a row is not of numbers.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        columns, rows = list(reader.fieldnames or ()), list(reader)
-    points = [name[1:] for name in columns if re.fullmatch(r"x\d+", name) and f"y{name[1:]}" in columns]
-    if "clip" not in columns or not ({"x", "y", "width", "height"} <= set(columns) or len(points) >= 2):
-        raise ValueError(
-            f"{path}: has the columns {', '.join(columns)}; it must have clip, x, y, width, height, or clip and "
-            "x1, y1, x2, y2, … of landmarks"
-        )
-    return {row["clip"]: _square_about(row, points, path) for row in rows}
-
-
-def _square_about(row: Mapping[str, str], points: Sequence[str], path: Path) -> Box:
-    try:
-        if points:
-            xs, ys = ([float(row[f"{axis}{point}"]) for point in points] for axis in "xy")
-            x, y, width, height = min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)
-        else:
-            x, y, width, height = (float(row[name]) for name in ("x", "y", "width", "height"))
-    except (TypeError, ValueError):
-        x = y = width = height = math.nan
-    if not (math.isfinite(x + y + width + height) and width > 0 and height > 0):
-        raise ValueError(f"{path}: clip {row['clip']!r} has no box of positive width and height")
-    side = max(width, height)
-    return Box(x + (width - side) / 2, y + (height - side) / 2, side)
 
 
 class Kept(NamedTuple):
@@ -112,36 +80,37 @@ def _face_in(path: Path, _modified: int) -> Box | None:
     return find_face(read_whole_image(path))
 
 
-def _encode(
-    expression: Expression, clip_input: ClipInput, config: FaceConfig, boxes: Mapping[str, Box]
-) -> Kept:
-    onset = read_whole_image(expression.path(expression.onset))
-    box = boxes.get(expression.name)
+def _encode(expression: Expression, clip_input: ClipInput, config: FaceConfig, given: Given | None) -> Kept:
+    path = expression.path(expression.onset)
+    height, width = read_whole_image(path).shape[:2]
+    box, margin = given or (None, config.margin)
     if box is None and config.detect:
-        path = expression.path(expression.onset)
         box = _face_in(path, path.stat().st_mtime_ns)
     found = box is not None or not config.detect
-    margin = config.margin if box is not None else 0.0
     if box is None:
-        height, width = onset.shape[:2]
+        margin = 0.0
         side = min(height, width)
         box = Box((width - side) / 2, (height - side) / 2, side)
+    x, y = box.x + box.side / 2, box.y + box.side / 2
+    if not (0 <= x < width and 0 <= y < height):
+        raise UnusableClip(f"the centre of its face, ({x:g}, {y:g}), is outside the frame ({width}×{height})")
 
-    def read(number: int) -> np.ndarray:
-        return cut(read_whole_image(expression.path(number)), box, margin, clip_input.size)
+    def read(number: int, size: int | None = clip_input.size) -> np.ndarray:
+        return cut(read_whole_image(expression.path(number)), box, margin, size)
 
     apex = expression.apex
     if _is_spotted(expression, config):
         numbers = [n for n, _ in expression.frames if expression.onset <= n <= expression.offset]
-        apex = numbers[spot_apex(torch.from_numpy(np.stack([read(n) for n in numbers])))]
+        faces = np.stack([read(n, clip_input.size or _SPOTTED) for n in numbers])
+        apex = numbers[spot_apex(torch.from_numpy(faces))]
     wanted = clip_input.frames(expression.onset, apex, expression.offset)
     return Kept(clip_input.encode(np.stack([read(number) for number in wanted])), apex, found)
 
 
-def _key(expression: Expression, clip_input: ClipInput, config: FaceConfig, box: Box | None) -> str:
+def _key(expression: Expression, clip_input: ClipInput, config: FaceConfig, given: Given | None) -> str:
     """Names what decides the values: settings, the numbers of the frames, and the files with size and time."""
     files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for _, path in expression.frames]
-    settings = asdict(config) | {"boxes": box}
+    settings = asdict(config) | {"boxes": given, "landmarks": None}
     numbers = (expression.onset, expression.apex, expression.offset, expression.apex_from)
     described = json.dumps(
         [
@@ -203,20 +172,21 @@ def prepare(
         advance: called after each expression.
 
     Raises:
-        ValueError: not one could be prepared, or ``config.boxes`` is no table of boxes.
+        ValueError: not one could be prepared, ``config.boxes`` is no table of boxes, or ``config.landmarks`` neither a
+            folder nor a table of landmarks.
         MachineFault: the disk of ``cache`` is full, or the like; no expression is left out for that.
     """
-    boxes = read_boxes(config.boxes) if config.boxes else {}
+    faces = GivenFaces(config.boxes, config.landmarks, config.margin)
     if cache is not None:
         cache.mkdir(parents=True, exist_ok=True)
 
     def prepare_one(expression: Expression) -> _Result:
         try:
-            box = boxes.get(expression.name)
-            path = cache / f"{_key(expression, clip_input, config, box)}.npz" if cache else None
+            given = faces.of(expression)
+            path = cache / f"{_key(expression, clip_input, config, given)}.npz" if cache else None
             kept = _load(path) if path else None
             if kept is None:
-                kept = _encode(expression, clip_input, config, boxes)
+                kept = _encode(expression, clip_input, config, given)
                 if path:
                     _store(path, kept)
         except (FrameError, UnusableClip, OSError, MemoryError) as error:
