@@ -30,8 +30,8 @@ def optical_flow(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 def coded_flow(flow: np.ndarray) -> np.ndarray:
     """Flow (H, W, 2) as an image (3, H, W), uint8, RGB.
 
-    Its hue is the direction, its value the length, stretched from the shortest to the longest of the image; flow that
-    is everywhere the same is black.
+    Its hue is the direction, its value the length, stretched from the shortest to the longest of the image, as the
+    authors have it: where nothing moves, what is seen is noise. Flow that is everywhere the same is black.
     """
     length, angle = cv2.cartToPolar(flow[..., 0], flow[..., 1], angleInDegrees=True)
     shortest = length.min()
