@@ -82,7 +82,8 @@ def _face_in(path: Path, _modified: int) -> Box | None:
 
 def _encode(expression: Expression, clip_input: ClipInput, config: FaceConfig, given: Given | None) -> Kept:
     path = expression.path(expression.onset)
-    height, width = read_whole_image(path).shape[:2]
+    onset = read_whole_image(path)
+    height, width = onset.shape[:2]
     box, margin = given or (None, config.margin)
     if box is None and config.detect:
         box = _face_in(path, path.stat().st_mtime_ns)
@@ -96,7 +97,8 @@ def _encode(expression: Expression, clip_input: ClipInput, config: FaceConfig, g
         raise UnusableClip(f"the centre of its face, ({x:g}, {y:g}), is outside the frame ({width}×{height})")
 
     def read(number: int, size: int | None = clip_input.size) -> np.ndarray:
-        return cut(read_whole_image(expression.path(number)), box, margin, size)
+        image = onset if number == expression.onset else read_whole_image(expression.path(number))
+        return cut(image, box, margin, size)
 
     apex = expression.apex
     if _is_spotted(expression, config):
