@@ -16,7 +16,10 @@ from micron_model import MicronBERT, preset
 from micron_model.data import FramePairs, synthetic_clips
 from micron_model.data.clips.pairs import collate
 
-STEPS, BATCH, SEEDS = 200, 2, (0, 1)
+STEPS, BATCH, SEEDS = 100, 2, (0, 1)
+#: Half the preset "tiny" in width and depth, at three times its rate: it learns as much in half the steps.
+SMALL = {"width": 64, "decoder_width": 64, "depth": 2, "decoder_depth": 2}
+LEARNING_RATE = 1e-3
 
 
 @functools.cache
@@ -29,7 +32,7 @@ def batches(seed):
 def start(seed):
     torch.manual_seed(seed)
     # Who asks whom differs too, so that both roles are seen.
-    return MicronBERT(preset("tiny", tied_start=True, roles="code" if seed else "paper"))
+    return MicronBERT(preset("tiny", tied_start=True, roles="code" if seed else "paper", **SMALL))
 
 
 def curve(dtype=torch.float32, device="cpu", compiled=False):
@@ -40,7 +43,7 @@ def curve(dtype=torch.float32, device="cpu", compiled=False):
         if compiled:
             model.encoder.compile()
             model.decoder.compile()
-        optimizer = torch.optim.AdamW(model.parameters(), 3e-4)
+        optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE)
         for step, batch in enumerate(batches(seed)):
             pair = {name: model.normalize(batch[name].to(device)).to(dtype) for name in ("frames", "later")}
             loss = model(pair, torch.Generator().manual_seed(step))["loss"]
