@@ -1,7 +1,66 @@
-"""Micro-expression recognition: μ-BERT, its self-supervised trainer, pictures and command line."""
+"""Micro-expression recognition: networks, recognizers, their trainers, honest evaluation, pictures and command line.
 
-from .models.config import MicronBERTConfig, preset
-from .models.micron_bert import EncoderState, MicronBERT
-from .models.official.micron_bert import load_official
+Names are imported when they are first asked for, so that ``import micron_model`` costs nothing.
+"""
 
-__all__ = ["EncoderState", "MicronBERT", "MicronBERTConfig", "load_official", "preset"]
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .evaluation.evaluator import EvaluateConfig, evaluate
+    from .evaluation.task import finetune, load_task
+    from .loading import load_model, load_recognizer
+    from .models.config import MicronBERTConfig, preset
+    from .models.micron_bert import EncoderState, MicronBERT
+    from .models.official.micron_bert import load_official
+    from .prediction import predict
+    from .training.config import PretrainConfig
+    from .training.pretraining import pretrain
+
+_HOMES = {
+    "EncoderState": "models.micron_bert",
+    "EvaluateConfig": "evaluation.evaluator",
+    "MicronBERT": "models.micron_bert",
+    "MicronBERTConfig": "models.config",
+    "PretrainConfig": "training.config",
+    "evaluate": "evaluation.evaluator",
+    "finetune": "evaluation.task",
+    "load_model": "loading",
+    "load_official": "models.official.micron_bert",
+    "load_recognizer": "loading",
+    "load_task": "evaluation.task",
+    "predict": "prediction",
+    "preset": "models.config",
+    "pretrain": "training.pretraining",
+}
+
+__all__ = [
+    "EncoderState",
+    "EvaluateConfig",
+    "MicronBERT",
+    "MicronBERTConfig",
+    "PretrainConfig",
+    "evaluate",
+    "finetune",
+    "load_model",
+    "load_official",
+    "load_recognizer",
+    "load_task",
+    "predict",
+    "preset",
+    "pretrain",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
