@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeVar
 
 import tyro
 from rich.console import Console
@@ -27,7 +27,7 @@ from ..evaluation.task import Task, finetune, load_task, refuse_overlap
 from ..loading import load_recognizer
 from ..prediction import NOT_A_VERDICT, SpotConfig, figure_of_candidates, figure_of_curve, predict
 from ..progress import progress_bar
-from ..recognizers.base import Recipe, Recognizer, recipe_class
+from ..recognizers.base import BUILT_IN, Recipe, Recognizer, recipe_class
 from ..recognizers.fitting import Fitting
 from ..resumable import claimed
 from ..training.run import device_type
@@ -37,6 +37,13 @@ from .data import DatasetName, Source
 from .score import print_score
 
 _Recipe = TypeVar("_Recipe", bound=Recipe)
+_Name = Annotated[
+    str,
+    tyro.conf.arg(
+        help=f"{', '.join(BUILT_IN)}, or one of your own as package.module:Recipe. This help shows the settings of the "
+        "one that is named."
+    ),
+]
 
 
 @dataclass
@@ -127,9 +134,7 @@ class Evaluate(Generic[_Recipe]):
     root: tyro.conf.Positional[Path]
     """The folder it was unpacked into."""
     recipe: tyro.conf.OmitArgPrefixes[_Recipe]
-    recognizer: str = "micron-bert"
-    """What is evaluated: a built-in recognizer, or one of your own as package.module:Recipe. This help shows the
-    settings of the one that is named."""
+    recognizer: _Name = "micron-bert"
     protocol: Literal["loso", "cde", "hde"] = "loso"
     """Leave one subject out; the same over the composite (cde); train on two databases, test on the third (hde)."""
     clips: tyro.conf.OmitArgPrefixes[Clips] = field(default_factory=Clips)
@@ -184,9 +189,7 @@ class Finetune(Generic[_Recipe]):
     root: tyro.conf.Positional[Path]
     """The folder it was unpacked into."""
     recipe: tyro.conf.OmitArgPrefixes[_Recipe]
-    recognizer: str = "micron-bert"
-    """What is trained: a built-in recognizer, or one of your own as package.module:Recipe. This help shows the settings
-    of the one that is named."""
+    recognizer: _Name = "micron-bert"
     clips: tyro.conf.OmitArgPrefixes[Clips] = field(default_factory=Clips)
     out: Path = Path("out/recognizer")
     """Folder of the recognizer."""
