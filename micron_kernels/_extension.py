@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.machinery
 import importlib.metadata
-import importlib.util
 import json
 import re
 import shlex
@@ -61,7 +61,8 @@ _load()
 def _how_to_build() -> str:
     """The command that builds the extension for this Python, from where this package came from."""
     python = shlex.quote(sys.executable)
-    if importlib.util.find_spec("pip") is not None:
+    # Not util.find_spec: setuptools takes that for pip at work, and leaves Python's own distutils in place.
+    if importlib.machinery.PathFinder.find_spec("pip") is not None:
         command = f"{python} -m pip install --force-reinstall --no-deps --no-cache-dir"
     else:
         command = f"uv pip install --python {python} --reinstall --no-deps --no-cache"

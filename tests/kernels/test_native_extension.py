@@ -183,3 +183,10 @@ def test_every_cuda_kernel_is_registered():
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
     assert expected
     assert {x for x in operators if has_kernel(f"micron_native::{x}", "CUDA")} == expected
+
+
+def test_setuptools_keeps_its_distutils():
+    pytest.importorskip("setuptools")
+    code = "import micron_kernels, setuptools, distutils; print(distutils.__file__)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "setuptools" in result.stdout, "torch.compile imports setuptools, which then warns of distutils"
