@@ -154,6 +154,14 @@ class Chooser:
         return self._available[name]
 
 
+#: Asked once: Dynamo of torch 2.11 cannot trace the question, and of another device torch raises.
+_HAVE_AUTOCAST = frozenset(
+    kind
+    for kind in ("cpu", "cuda", "xpu", "mps", "mtia", "hpu", "xla")
+    if torch.amp.is_autocast_available(kind)
+)
+
+
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of reductions, statistics and sums for inputs of ``dtype``: fp64 for fp64, else fp32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
@@ -164,7 +172,7 @@ def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
     if not (torch.compiler.is_compiling() or torch._C._is_any_autocast_enabled()):
         return None
     device_type = tensor.device.type
-    if not torch.amp.is_autocast_available(device_type) or not torch.is_autocast_enabled(device_type):
+    if device_type not in _HAVE_AUTOCAST or not torch.is_autocast_enabled(device_type):
         return None
     return torch.get_autocast_dtype(device_type)
 
