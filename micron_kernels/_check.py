@@ -52,6 +52,17 @@ def same_dtype(name: str, value: Tensor, other_name: str, other: Tensor) -> None
         )
 
 
+def alike(first: Any, *others: Any) -> bool:
+    """Whether all are tensors of one dtype and device: most calls, told at a glance.
+
+    What is not is checked in words.
+    """
+    if not isinstance(first, Tensor):
+        return False
+    dtype, device = first.dtype, first.device
+    return all(isinstance(x, Tensor) and x.dtype is dtype and x.device == device for x in others)
+
+
 def same_device(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
     if value.device != other.device:
         raise ValueError(

@@ -162,8 +162,11 @@ def _on_cpu(value: float, length: int) -> Tensor:
     return torch.full((length,), value, dtype=torch.float32, device="cpu")
 
 
-def constant(value: float, length: int, device: torch.device) -> Tensor:
-    """(length,) fp32 to read from. A CPU's is made once; on a GPU it could be made while a graph is captured."""
-    if device.type == "cpu":
+def constant(value: float, length: int, like: Tensor) -> Tensor:
+    """(length,) fp32 on the device of ``like``, to read from.
+
+    A CPU's is made once; on a GPU it could be made while a graph is captured, whose memory it would be.
+    """
+    if like.is_cpu:
         return _on_cpu(value, length)
-    return torch.full((length,), value, dtype=torch.float32, device=device)
+    return torch.full((length,), value, dtype=torch.float32, device=like.device)

@@ -29,11 +29,6 @@ _PLAIN_KEYS = (_PLAIN.add(torch._C.DispatchKey.ADInplaceOrView), _PLAIN)  # the 
 _PLAIN_TYPES = frozenset((Tensor, torch.nn.Parameter, int, float, bool, str, tuple, torch.dtype, type(None)))
 
 
-def _differentiates(args: tuple[Any, ...]) -> bool:
-    has_tangents = forward_ad._current_level >= 0
-    return has_tangents or (torch.is_grad_enabled() and _any_requires_grad(*args))
-
-
 def _is_watched(args: tuple[Any, ...]) -> bool:
     """Whether anything but autograd has to see the operator: compilers, transforms, modes, subclasses, profilers."""
     return (
@@ -52,20 +47,24 @@ class Operator:
 
     Args:
         schema: name, arguments and results; the first argument is a tensor.
-        body: computes; its results are new tensors.
+        body: computes; its results are new tensors. None, for what was not wanted, is an empty vector of the schema.
         fake: makes results of the right shape from tensors without data, as compilers and the meta device have them.
+        visible: how many results a call returns; the others are for the backward. By default, what body returns.
     """
 
-    def __init__(self, schema: str, body: Callable, fake: Callable):
+    def __init__(self, schema: str, body: Callable, fake: Callable, visible: int | None = None):
         self.name = schema.partition("(")[0]
-        self.body = body
+        self._body, self._visible = body, visible
 
-        def without_autocast(*args):  # which would cast sums in fp32 down
-            with autocast_off(args[0]):
-                return body(*args)
+        def registered(*args):
+            with autocast_off(args[0]):  # it would cast sums in fp32 down
+                results = body(*args)
+            if isinstance(results, Tensor):
+                return results
+            return tuple(args[0].new_empty((0,)) if x is None else x for x in results)
 
         _LIBRARY.define(schema)
-        _LIBRARY.impl(self.name, without_autocast, "CompositeExplicitAutograd")
+        _LIBRARY.impl(self.name, registered, "CompositeExplicitAutograd")
         torch.library.register_fake(f"micron_kernels::{self.name}", fake, lib=_LIBRARY)
         torch.library.register_vmap(f"micron_kernels::{self.name}", self._vmap, lib=_LIBRARY)
         self.overload = getattr(torch.ops.micron_kernels, self.name).default
@@ -73,8 +72,12 @@ class Operator:
     def __call__(self, *args: Any) -> Any:
         """What ``overload(*args)`` does; a dispatcher with nothing to do would take half the time of a small call."""
         if _is_watched(args):
-            return self.overload(*args)
-        return self._apply(None, *args) if _differentiates(args) else self.body(*args)
+            results = self.overload(*args)
+        elif forward_ad._current_level >= 0 or (torch.is_grad_enabled() and _any_requires_grad(*args)):
+            return self._apply(None, *args)
+        else:
+            results = self._body(*args)
+        return results if self._visible is None else results[: self._visible]
 
     def derivatives(
         self, *, save: Callable, gradients: Callable, tangents: Callable, outputs: int = 1
@@ -82,54 +85,59 @@ class Operator:
         """Of the results, the first ``outputs`` are differentiable.
 
         Args:
-            save: (args, results) -> a sequence of what the other two need of these, tensors and others.
-            gradients: (saved, grads, wanted) -> the gradient of each argument, or None. Of ``grads``, those of the
-                outputs, some may be None; ``wanted`` says of each argument whether its gradient is: others are dropped.
-            tangents: (saved, tangents) -> the tangents of the outputs from those of the arguments, which may be None.
+            save: (args, results) -> (tensors, others): what the other two need of these.
+            gradients: (tensors, others, grads, wanted) -> the gradient of each argument, or None. Of ``grads``, those
+                of the outputs, some may be None; ``wanted`` says of each argument whether its gradient is: others are
+                dropped.
+            tangents: (tensors, others, tangents) -> those of the outputs from those of the arguments, or None.
 
         ``gradients`` and ``tangents`` are differentiated for the next order: they are made of operators that can be.
         """
-        overload, body = self.overload, self.body
+        overload, body, visible = self.overload, self._body, self._visible
 
         class Function(_SingleLevelFunction):
             @staticmethod
             def forward(ctx, keyset, *args):
                 results = body(*args) if keyset is None else _below_autograd(overload, keyset, args)
-                every = results if isinstance(results, tuple) else (results,)
-                saved = save(args, every)
-                tensors = [x if isinstance(x, Tensor) else None for x in saved]
+                tensors, ctx.others = save(args, results)
                 ctx.save_for_backward(*tensors)
                 if (
                     keyset is not None or forward_ad._current_level >= 0
                 ):  # a compiler's levels do not count there
                     ctx.save_for_forward(*tensors)
-                ctx.others = [None if isinstance(x, Tensor) else x for x in saved]
-                ctx.constants = len(every) - outputs
-                # An empty vector stands for what was not wanted.
-                constants = [x for i, x in enumerate(every) if i >= outputs or x.dim() == 1]
-                if constants:
-                    ctx.mark_non_differentiable(*constants)
                 ctx.set_materialize_grads(False)
+                ctx.constants = 0
+                if type(results) is tuple:
+                    if keyset is None and visible is not None:
+                        results = results[:visible]
+                        constants = results[outputs:]
+                    else:  # an empty vector stands for what was not wanted
+                        constants = tuple(
+                            x
+                            for i, x in enumerate(results)
+                            if x is not None and (i >= outputs or x.dim() == 1)
+                        )
+                    if constants:
+                        ctx.mark_non_differentiable(*constants)
+                    ctx.constants = len(results) - outputs
                 return results
 
             @staticmethod
             def backward(ctx, *grads):
                 if all(grad is None for grad in grads[:outputs]):
                     return (None,) * len(ctx.needs_input_grad)
-                saved = [y if x is None else x for x, y in zip(ctx.saved_tensors, ctx.others, strict=True)]
                 wanted = ctx.needs_input_grad[1:]
-                results = gradients(saved, grads[:outputs], wanted)
+                results = gradients(ctx.saved_tensors, ctx.others, grads[:outputs], wanted)
                 return None, *(x if wants else None for x, wants in zip(results, wanted, strict=True))
 
             @staticmethod
             def jvp(ctx, _keyset, *given):
                 # ``given`` are the tangents of this level; what is saved may have others, of the levels below.
-                primals = (
+                primals = [
                     x if x is None else torch._VF._unpack_dual(x, level=0)[0] for x in ctx.saved_tensors
-                )
-                saved = [y if x is None else x for x, y in zip(primals, ctx.others, strict=True)]
+                ]
                 with forward_ad._set_fwd_grad_enabled(True):
-                    results = tangents(saved, given)
+                    results = tangents(primals, ctx.others, given)
                 results = (*results, *(None,) * ctx.constants)
                 return results if len(results) > 1 else results[0]
 

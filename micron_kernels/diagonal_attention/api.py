@@ -33,7 +33,10 @@ def diagonal_attention(
                                                   of the other, among all its patches
         out_i = w_i · p_i · v_i                   w = row_weight
 
-    No tensor of size N×N is stored, neither forward nor backward.
+    No tensor of size N×N is stored, neither forward nor backward, nor where the backward is differentiated once more.
+    There are derivatives of any order, in forward and reverse mode and under the transforms of ``torch.func``. Past the
+    first they are PyTorch's products in blocks of rows for every ``impl``; a third order, and a gradient of a
+    forward-mode derivative, do store P.
 
     Args:
         query: (B, H, N, E), fp16, bf16, fp32 or fp64. Under autocast, query, key and value are cast to the
@@ -63,14 +66,16 @@ def diagonal_attention(
     Source: diagonal micro-attention of Nguyen et al., Micron-BERT, CVPR 2023, section 3.2; the closed form of
     its gradient is derived in ``reference.py``.
     """
+    alike = _check.alike(query, key, value)
     _check.tensor("query", query, dims=(4,), layout="(B, H, N, E)", dtypes=_check.FLOATING)
-    _check.tensor("key", key, dims=(4,), layout="(B, H, N, E)", dtypes=_check.FLOATING)
-    _check.tensor("value", value, dims=(4,), layout="(B, H, N, Ev)", dtypes=_check.FLOATING)
-    batch, heads, length, width = query.shape
-    _check.shape("key", key, query.shape, "the shape of query")
-    _check.shape("value", value, (batch, heads, length, value.shape[-1]), "(B, H, N) as query")
-    for name, tensor in (("key", key), ("value", value)):
-        _check.same_device(name, tensor, "query", query)
+    batch, heads, length, width = shape = query.shape
+    if not (alike and key.shape == shape and value.shape == shape):
+        _check.tensor("key", key, dims=(4,), layout="(B, H, N, E)", dtypes=_check.FLOATING)
+        _check.tensor("value", value, dims=(4,), layout="(B, H, N, Ev)", dtypes=_check.FLOATING)
+        _check.shape("key", key, shape, "the shape of query")
+        _check.shape("value", value, (batch, heads, length, value.shape[3]), "(B, H, N) as query")
+        for name, tensor in (("key", key), ("value", value)):
+            _check.same_device(name, tensor, "query", query)
     if scale is None:
         scale = 1.0 / math.sqrt(max(width, 1))
     else:
@@ -96,11 +101,10 @@ def diagonal_attention(
     dtype = autocast_dtype(query)
     if dtype is not None and query.dtype != torch.float64:
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    _check.same_dtype("key", key, "query", query)
-    _check.same_dtype("value", value, "query", query)
+    if not alike:
+        _check.same_dtype("key", key, "query", query)
+        _check.same_dtype("value", value, "query", query)
 
     keep = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad)
-    out, weights, *_ = ops.diagonal_attention(
-        query, key, value, scale, row_weight, rows, key_mask, impl, keep
-    )
+    out, weights = ops.diagonal_attention(query, key, value, scale, row_weight, rows, key_mask, impl, keep)
     return (out, weights) if return_weights else out

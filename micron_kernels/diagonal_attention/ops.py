@@ -18,9 +18,9 @@ IMPLEMENTATIONS = register({"reference": reference, "triton": _TRITON}, native)
 _choose = Chooser("diagonal_attention", IMPLEMENTATIONS, "width", "value_width")
 
 
-def _check_rows(rows: Tensor | None, length: int) -> None:
+def _check_rows(rows: Tensor, length: int) -> None:
     """Positions are data, so they are checked where data is at hand, and not on a GPU: that would stop it."""
-    if rows is None or rows.device.type != "cpu" or rows.numel() == 0:
+    if rows.device.type != "cpu" or rows.numel() == 0:
         return
     low, high = (int(x) for x in rows.aminmax())
     if low < 0 or high >= length:
@@ -29,12 +29,12 @@ def _check_rows(rows: Tensor | None, length: int) -> None:
 
 
 def _forward(query, key, value, scale, row_weight, rows, key_mask, impl, keep):
-    _check_rows(rows, query.shape[2])
+    if rows is not None:
+        _check_rows(rows, query.shape[2])
     implementation = _choose(impl, query.device, (query.dtype,), query.shape[3], value.shape[3])
     inputs = Inputs(query, key, value, scale, row_weight, rows, key_mask)
     out, saved = implementation.forward(inputs, keep and keeps_exponentials(query, rows, impl))
-    weights, row_max, row_sum, exponentials = saved
-    return out, weights, row_max, row_sum, weights.new_empty((0,)) if exponentials is None else exponentials
+    return out, *saved
 
 
 def _forward_fake(query, key, value, scale, row_weight, rows, key_mask, impl, keep):
@@ -53,6 +53,7 @@ diagonal_attention = Operator(
     "Tensor? key_mask, str? impl, bool keep) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _forward,
     _forward_fake,
+    visible=2,
 )
 
 
@@ -61,15 +62,13 @@ def _backward(
     weights, row_max, row_sum, exponentials, wanted, impl,
 ):  # fmt: skip
     inputs = Inputs(query, key, value, scale, row_weight, rows, key_mask)
-    saved = Saved(weights, row_max, row_sum, exponentials if exponentials.numel() else None)
-    which = Wanted(*wanted)
+    saved, which = Saved(weights, row_max, row_sum, exponentials), Wanted(*wanted)
     implementation = (
         reference  # without the gradient of a score there is no product of matrices to be fast at
     )
     if which.query or which.key:
         implementation = _choose(impl, query.device, (query.dtype,), query.shape[3], value.shape[3])
-    gradients = implementation.backward(grad_out, grad_weights, inputs, saved, which)
-    return tuple(query.new_empty((0,)) if x is None else x for x in gradients)
+    return implementation.backward(grad_out, grad_weights, inputs, saved, which)
 
 
 def _backward_fake(query, key, value, scale, row_weight, *rest):
@@ -84,7 +83,7 @@ def _backward_fake(query, key, value, scale, row_weight, *rest):
 diagonal_attention_backward = Operator(
     "diagonal_attention_backward(Tensor query, Tensor key, Tensor value, float scale, Tensor? row_weight, "
     "Tensor? rows, Tensor? key_mask, Tensor? grad_out, Tensor? grad_weights, Tensor weights, Tensor row_max, "
-    "Tensor row_sum, Tensor exponentials, bool[4] wanted, str? impl) -> (Tensor, Tensor, Tensor, Tensor)",
+    "Tensor row_sum, Tensor? exponentials, bool[4] wanted, str? impl) -> (Tensor, Tensor, Tensor, Tensor)",
     _backward,
     _backward_fake,
 )
@@ -96,31 +95,43 @@ def _of_inputs(x):
     return query, key, value, row_weight
 
 
-def _gradients(saved, grads, wanted):
-    *inputs, impl, weights, row_max, row_sum, exponentials = saved
+def _save(args, results):
+    query, key, value, scale, row_weight, rows, key_mask, impl, _ = args
+    _, weights, row_max, row_sum, exponentials = results
+    tensors = (query, key, value, row_weight, rows, key_mask, weights, row_max, row_sum, exponentials)
+    return tensors, (scale, impl)
+
+
+def _gradients(tensors, others, grads, wanted):
+    query, key, value, row_weight, rows, key_mask, *saved, exponentials = tensors
+    scale, impl = others
+    if exponentials is not None and exponentials.dim() == 1:
+        exponentials = None  # not kept: an empty vector of the schema
     which = _of_inputs(wanted)
-    results = diagonal_attention_backward(
-        *inputs, *grads, weights, row_max, row_sum, exponentials, which, impl
+    d_query, d_key, d_value, d_weight = diagonal_attention_backward(
+        query, key, value, scale, row_weight, rows, key_mask, *grads, *saved, exponentials, which, impl
     )
-    d_query, d_key, d_value, d_weight = (x if w else None for x, w in zip(results, which, strict=True))
     return d_query, d_key, d_value, None, d_weight, None, None, None, None
 
 
-def _tangents(saved, tangents):
-    return reference.forward_tangent(Inputs(*saved[:7]), Tangents(*_of_inputs(tangents)))
+def _tangents(tensors, others, tangents):
+    query, key, value, row_weight, rows, key_mask, *_ = tensors
+    inputs = Inputs(query, key, value, others[0], row_weight, rows, key_mask)
+    return reference.forward_tangent(inputs, Tangents(*_of_inputs(tangents)))
 
 
-diagonal_attention.derivatives(
-    save=lambda args, results: (*args[:8], *results[1:]),
-    gradients=_gradients,
-    tangents=_tangents,
-    outputs=2,
-)
+diagonal_attention.derivatives(save=_save, gradients=_gradients, tangents=_tangents, outputs=2)
 
 
-def _backward_gradients(saved, grads, wanted):
-    *inputs, grad_out, grad_weights, given = saved
-    inputs = Inputs(*inputs)
+def _backward_save(args, results):
+    query, key, value, scale, row_weight, rows, key_mask, grad_out, grad_weights, *_, wanted, _ = args
+    return (query, key, value, row_weight, rows, key_mask, grad_out, grad_weights), (scale, wanted)
+
+
+def _backward_gradients(tensors, others, grads, wanted):
+    query, key, value, row_weight, rows, key_mask, grad_out, grad_weights = tensors
+    scale, given = others
+    inputs = Inputs(query, key, value, scale, row_weight, rows, key_mask)
     direction = Tangents(*(grad if is_given else None for grad, is_given in zip(grads, given, strict=True)))
     d_query, d_key, d_value, d_weight = reference.backward_tangent(
         grad_out, grad_weights, inputs, None, None, direction, Wanted(*_of_inputs(wanted))
@@ -131,18 +142,17 @@ def _backward_gradients(saved, grads, wanted):
     return d_query, d_key, d_value, None, d_weight, None, None, d_out, d_weights, *(None,) * 6
 
 
-def _backward_tangents(saved, tangents):
-    *inputs, grad_out, grad_weights, given = saved
+def _backward_tangents(tensors, others, tangents):
+    query, key, value, row_weight, rows, key_mask, grad_out, grad_weights = tensors
+    scale, given = others
+    inputs = Inputs(query, key, value, scale, row_weight, rows, key_mask)
     t_grad_out, t_grad_weights = tangents[7:9]
     direction = Tangents(*_of_inputs(tangents))
     return reference.backward_tangent(
-        grad_out, grad_weights, Inputs(*inputs), t_grad_out, t_grad_weights, direction, Wanted(*given)
+        grad_out, grad_weights, inputs, t_grad_out, t_grad_weights, direction, Wanted(*given)
     )
 
 
 diagonal_attention_backward.derivatives(
-    save=lambda args, results: (*args[:9], args[13]),
-    gradients=_backward_gradients,
-    tangents=_backward_tangents,
-    outputs=4,
+    save=_backward_save, gradients=_backward_gradients, tangents=_backward_tangents, outputs=4
 )

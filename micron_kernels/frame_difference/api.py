@@ -48,10 +48,11 @@ def frame_difference(
     _check.tensor(
         "frames", frames, dims=(4, 5), layout="(B, C, H, W) or (B, T, C, H, W)", dtypes=_check.IMAGE
     )
-    _check.tensor("reference", reference, dims=(4,), layout="(B, C, H, W)", dtypes=_check.IMAGE)
-    _check.same_dtype("reference", reference, "frames", frames)
-    _check.same_device("reference", reference, "frames", frames)
-    batch, (channels, height, width) = frames.shape[0], frames.shape[-3:]
+    if not _check.alike(frames, reference):
+        _check.tensor("reference", reference, dims=(4,), layout="(B, C, H, W)", dtypes=_check.IMAGE)
+        _check.same_dtype("reference", reference, "frames", frames)
+        _check.same_device("reference", reference, "frames", frames)
+    batch, *_, channels, height, width = frames.shape
     _check.shape(
         "reference", reference, (batch, channels, height, width), "one frame a batch entry of frames"
     )

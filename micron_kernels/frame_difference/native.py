@@ -34,7 +34,7 @@ def _factors(frames: Tensor, channel_scale: Tensor | None, power: int) -> Tensor
     """What |d| or d² of each channel is multiplied by, fp32 (C,)."""
     unit = 1 / 255 if frames.dtype == torch.uint8 else 1.0
     if channel_scale is None:
-        return constant(unit**power, frames.shape[-3], frames.device)
+        return constant(unit**power, frames.shape[-3], frames)
     scale = channel_scale.to(torch.float32) * unit
     return (scale.abs() if power == 1 else scale.square()).contiguous()
 

@@ -51,46 +51,70 @@ frame_difference_backward = Operator(
 )
 
 
-def _gradients(saved, grads, wanted):
-    return *frame_difference_backward(*grads, *saved), None, None, None, None
+def _save(args, results):
+    frames, reference, patch_size, norm, channel_scale, impl = args
+    return (frames, reference, channel_scale), (patch_size, norm, impl)
 
 
-def _tangents(saved, tangents):
-    return (reference_implementation.forward_tangent(*saved[:5], *tangents[:2]),)
+def _gradients(tensors, others, grads, wanted):
+    frames, reference, channel_scale = tensors
+    patch_size, norm, impl = others
+    gradients = frame_difference_backward(grads[0], frames, reference, patch_size, norm, channel_scale, impl)
+    return *gradients, None, None, None, None
 
 
-frame_difference.derivatives(save=lambda args, results: args, gradients=_gradients, tangents=_tangents)
+def _tangents(tensors, others, tangents):
+    frames, reference, channel_scale = tensors
+    patch_size, norm, _ = others
+    return (
+        reference_implementation.forward_tangent(
+            frames, reference, patch_size, norm, channel_scale, *tangents[:2]
+        ),
+    )
 
 
-def _backward_gradients(saved, grads, wanted):
-    grad, *inputs, impl = saved
+frame_difference.derivatives(save=_save, gradients=_gradients, tangents=_tangents)
+
+
+def _backward_save(args, results):
+    grad, *inputs = args
+    tensors, others = _save(inputs, results)
+    return (grad, *tensors), others
+
+
+def _backward_gradients(tensors, others, grads, wanted):
+    grad, frames, reference, channel_scale = tensors
+    patch_size, norm, _ = others
     d_grad = None
     if wanted[0]:
-        d_grad = reference_implementation.forward_tangent(*inputs, *grads).to(grad.dtype)
-    d_frames, d_reference = _second_order(grad, inputs, grads, impl) if any(wanted[1:3]) else (None, None)
-    return d_grad, d_frames, d_reference, None, None, None, None
+        d_grad = reference_implementation.forward_tangent(
+            frames, reference, patch_size, norm, channel_scale, *grads
+        ).to(grad.dtype)
+    second = _second_order(tensors, others, *grads) if wanted[1] or wanted[2] else (None, None)
+    return d_grad, *second, None, None, None, None
 
 
-def _backward_tangents(saved, tangents):
-    grad, *inputs, impl = saved
-    results = [_second_order(grad, inputs, tangents[1:3], impl)]
-    if tangents[0] is not None:
-        results.append(frame_difference_backward(tangents[0], *inputs, impl))
-    return tuple(sum(x for x in column if x is not None) for column in zip(*results, strict=True))
+def _backward_tangents(tensors, others, tangents):
+    _, frames, reference, channel_scale = tensors
+    patch_size, norm, impl = others
+    results = _second_order(tensors, others, *tangents[1:3])
+    if tangents[0] is None:
+        return results
+    first = frame_difference_backward(tangents[0], frames, reference, patch_size, norm, channel_scale, impl)
+    return tuple(x + y for x, y in zip(first, results, strict=True))
 
 
-def _second_order(grad, inputs, direction, impl):
-    """The gradient is a constant for "l1", and for "l2" linear in frames − reference."""
-    frames, reference, patch_size, norm, channel_scale = inputs
+def _second_order(tensors, others, d_frames, d_reference):
+    """The change of the gradient for that of the frames: it is a constant for "l1", and for "l2" linear in them."""
+    grad, frames, reference, channel_scale = tensors
+    patch_size, norm, impl = others
     if norm == "l1":
         return torch.zeros_like(frames), torch.zeros_like(reference)
-    d_frames, d_reference = (
-        torch.zeros_like(x) if dx is None else dx
-        for x, dx in zip((frames, reference), direction, strict=True)
-    )
+    d_frames = torch.zeros_like(frames) if d_frames is None else d_frames
+    d_reference = torch.zeros_like(reference) if d_reference is None else d_reference
     return frame_difference_backward(grad, d_frames, d_reference, patch_size, norm, channel_scale, impl)
 
 
 frame_difference_backward.derivatives(
-    save=lambda args, results: args, gradients=_backward_gradients, tangents=_backward_tangents, outputs=2
+    save=_backward_save, gradients=_backward_gradients, tangents=_backward_tangents, outputs=2
 )

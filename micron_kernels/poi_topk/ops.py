@@ -52,7 +52,7 @@ def _select_tokens_fake(tokens, scores, k, weighted, impl):
 
 
 _FORWARD = "(Tensor tokens, Tensor scores, SymInt k, bool weighted, str? impl) -> (Tensor, Tensor)"
-mask_tokens = Operator(f"mask_tokens{_FORWARD}", _mask_tokens, _mask_tokens_fake)
+mask_tokens = Operator(f"mask_tokens{_FORWARD}", _mask_tokens, _mask_tokens_fake, visible=1)
 select_tokens = Operator(f"select_tokens{_FORWARD}", _select_tokens, _select_tokens_fake)
 
 
@@ -82,47 +82,50 @@ select_tokens_backward = Operator(f"select_tokens{_BACKWARD}", _select_tokens_ba
 def _add_derivatives(forward: Operator, backward: Operator, tangent) -> None:
     """``tangent`` of reference.py is that of ``forward``; the backward is linear in grad, tokens and scores each."""
 
-    def gradients(saved, grads, wanted):
-        tokens, scores, indices, weighted, impl = saved
-        d_tokens, d_scores = backward(*grads, tokens, scores, indices, weighted, impl)
-        return d_tokens, d_scores if weighted else None, None, None, None
+    def save(args, results):
+        tokens, scores, _, weighted, impl = args
+        return (tokens, scores, results[1]), (weighted, impl)
 
-    def tangents(saved, tangents):
-        tokens, scores, indices, weighted, _ = saved
-        return (tangent(tokens, scores, indices, weighted, *tangents[:2]),)
+    def gradients(tensors, others, grads, wanted):
+        d_tokens, d_scores = backward(grads[0], *tensors, *others)
+        return d_tokens, d_scores if others[0] else None, None, None, None
 
-    forward.derivatives(
-        save=lambda args, results: (*args[:2], results[1], *args[3:]), gradients=gradients, tangents=tangents
-    )
+    def tangents(tensors, others, tangents):
+        return (tangent(*tensors, others[0], *tangents[:2]),)
 
-    def change(saved, d_grad, d_tokens, d_scores):
-        """The change of the backward for that of its first three arguments."""
-        grad, tokens, scores, indices, weighted, impl = saved
-        parts = [] if d_grad is None else [backward(d_grad, tokens, scores, indices, weighted, impl)]
-        if weighted and not (d_tokens is None and d_scores is None):
-            d_tokens = torch.zeros_like(tokens) if d_tokens is None else d_tokens
-            d_scores = torch.zeros_like(scores) if d_scores is None else d_scores
-            parts.append(backward(grad, d_tokens, d_scores, indices, weighted, impl))
-        if not parts:
-            return torch.zeros_like(tokens), torch.zeros_like(scores)
-        return tuple(sum(column[1:], column[0]) for column in zip(*parts, strict=True))
+    forward.derivatives(save=save, gradients=gradients, tangents=tangents)
 
-    def backward_gradients(saved, grads, wanted):
-        _, tokens, scores, indices, weighted, _ = saved
-        d_tokens, d_scores = grads
-        d_grad, second = None, (None, None)
-        if wanted[0]:
-            d_grad = tangent(tokens, scores, indices, weighted, d_tokens, d_scores if weighted else None)
-        if weighted and (wanted[1] or wanted[2]):
-            second = change(saved, None, d_tokens, d_scores)
+    def backward_save(args, results):
+        grad, tokens, scores, indices, weighted, impl = args
+        return (grad, tokens, scores, indices), (weighted, impl)
+
+    def second_order(tensors, others, d_tokens, d_scores):
+        """The change of the backward for that of tokens and scores, or None."""
+        grad, tokens, scores, indices = tensors
+        if not others[0] or (d_tokens is None and d_scores is None):
+            return None
+        d_tokens = torch.zeros_like(tokens) if d_tokens is None else d_tokens
+        d_scores = torch.zeros_like(scores) if d_scores is None else d_scores
+        return backward(grad, d_tokens, d_scores, indices, *others)
+
+    def backward_gradients(tensors, others, grads, wanted):
+        _, tokens, scores, indices = tensors
+        d_tokens, d_scores = grads[0], grads[1] if others[0] else None
+        d_grad = tangent(tokens, scores, indices, others[0], d_tokens, d_scores) if wanted[0] else None
+        second = second_order(tensors, others, d_tokens, d_scores) or (None, None)
         return d_grad, *second, None, None, None
 
-    def backward_tangents(saved, tangents):
-        d_tokens, d_scores = change(saved, *tangents[:3])
-        return d_tokens, d_scores if saved[4] else None
+    def backward_tangents(tensors, others, tangents):
+        _, tokens, scores, indices = tensors
+        results = second_order(tensors, others, *tangents[1:3])
+        if tangents[0] is not None:
+            first = backward(tangents[0], tokens, scores, indices, *others)
+            results = first if results is None else tuple(x + y for x, y in zip(first, results, strict=True))
+        d_tokens, d_scores = results or (torch.zeros_like(tokens), torch.zeros_like(scores))
+        return d_tokens, d_scores if others[0] else None
 
     backward.derivatives(
-        save=lambda args, results: args, gradients=backward_gradients, tangents=backward_tangents, outputs=2
+        save=backward_save, gradients=backward_gradients, tangents=backward_tangents, outputs=2
     )
 
 

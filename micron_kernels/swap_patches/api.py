@@ -50,12 +50,13 @@ def swap_patches(
         TypeError, ValueError: an argument of the wrong type, dtype, shape, device or value.
         RuntimeError: ``impl`` names an implementation that is not available.
     """
-    for name, image in (("frame", frame), ("other", other)):
-        _check.tensor(name, image, dims=(4,), layout="(B, C, H, W)", dtypes=_check.IMAGE)
-    _check.shape("other", other, frame.shape, "the shape of frame")
-    _check.same_dtype("other", other, "frame", frame)
-    _check.same_device("other", other, "frame", frame)
+    _check.tensor("frame", frame, dims=(4,), layout="(B, C, H, W)", dtypes=_check.IMAGE)
+    if not _check.alike(frame, other):
+        _check.tensor("other", other, dims=(4,), layout="(B, C, H, W)", dtypes=_check.IMAGE)
+        _check.same_dtype("other", other, "frame", frame)
+        _check.same_device("other", other, "frame", frame)
     batch, channels, height, width = frame.shape
+    _check.shape("other", other, frame.shape, "the shape of frame")
     patch_size = _check.patch_size(patch_size, height, width)
     _check.tensor("swap", swap, dims=(2,), layout="(B, N)", dtypes=(torch.bool,))
     patches = (height // patch_size) * (width // patch_size)

@@ -11,15 +11,15 @@ from .._extension import why_not as why_not
 DTYPES = (torch.uint8, torch.float32, torch.bfloat16, torch.float16)
 
 
-def _factor(std: Tensor | None, channels: int, scale: float, device: torch.device) -> Tensor:
+def _factor(std: Tensor | None, channels: int, scale: float, like: Tensor) -> Tensor:
     """scale / std, (C,), rounded to fp32 once."""
-    return constant(scale, channels, device) if std is None else (scale / std.double()).float()
+    return constant(scale, channels, like) if std is None else (scale / std.double()).float()
 
 
-def _shift(mean: Tensor | None, std: Tensor | None, channels: int, device: torch.device) -> Tensor:
+def _shift(mean: Tensor | None, std: Tensor | None, channels: int, like: Tensor) -> Tensor:
     """-mean / std, (C,), rounded to fp32 once."""
     if mean is None:
-        return constant(0.0, channels, device)
+        return constant(0.0, channels, like)
     return (-mean.double() if std is None else mean.double() * (-1.0 / std.double())).float()
 
 
@@ -33,10 +33,10 @@ def forward(
     dtype: torch.dtype,
 ) -> Tensor:
     """(B, C, H, W), contiguous."""
-    channels, device = frame.shape[1], frame.device
-    factor = _factor(std, channels, 1 / 255 if frame.dtype == torch.uint8 else 1.0, device)
-    shift = _shift(mean, std, channels, device)
-    out = torch.empty(frame.shape, dtype=dtype, device=device)
+    channels = frame.shape[1]
+    factor = _factor(std, channels, 1 / 255 if frame.dtype == torch.uint8 else 1.0, frame)
+    shift = _shift(mean, std, channels, frame)
+    out = frame.new_empty(frame.shape, dtype=dtype)
     operators().swap_patches(frame, other, swap.contiguous(), patch_size, factor, shift, out)
     return out
 
@@ -45,7 +45,7 @@ def backward(
     grad: Tensor, swap: Tensor, patch_size: int, std: Tensor | None, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """(d_frame, d_other), contiguous, in ``dtype``."""
-    factor = _factor(std, grad.shape[1], 1.0, grad.device)
-    d_frame, d_other = (torch.empty(grad.shape, dtype=dtype, device=grad.device) for _ in range(2))
+    factor = _factor(std, grad.shape[1], 1.0, grad)
+    d_frame, d_other = (grad.new_empty(grad.shape, dtype=dtype) for _ in range(2))
     operators().swap_patches_backward(grad, swap.contiguous(), patch_size, factor, d_frame, d_other)
     return d_frame, d_other

@@ -50,11 +50,12 @@ swap_patches_backward = Operator(
 
 def _save(args, results):
     frame, _, swap, patch_size, _, std, dtype, impl = args
-    return swap, patch_size, std, frame.dtype, dtype, impl
+    return (swap, std), (patch_size, frame.dtype, dtype, impl)
 
 
-def _gradients(saved, grads, wanted):
-    swap, patch_size, std, in_dtype, _, impl = saved
+def _gradients(tensors, others, grads, wanted):
+    swap, std = tensors
+    patch_size, in_dtype, _, impl = others
     return *swap_patches_backward(*grads, swap, patch_size, std, in_dtype, impl), *(None,) * 6
 
 
@@ -65,8 +66,9 @@ def _swapped(frame, other, swap, patch_size, std, dtype, impl):
     return swap_patches(frame, other, swap, patch_size, None, std, dtype, impl)
 
 
-def _tangents(saved, tangents):
-    swap, patch_size, std, _, dtype, impl = saved
+def _tangents(tensors, others, tangents):
+    swap, std = tensors
+    patch_size, _, dtype, impl = others
     return (_swapped(tangents[0], tangents[1], swap, patch_size, std, dtype, impl),)
 
 
@@ -75,16 +77,18 @@ swap_patches.derivatives(save=_save, gradients=_gradients, tangents=_tangents)
 
 def _backward_save(args, results):
     grad, swap, patch_size, std, dtype, impl = args
-    return swap, patch_size, std, grad.dtype, dtype, impl
+    return (swap, std), (patch_size, grad.dtype, dtype, impl)
 
 
-def _backward_gradients(saved, grads, wanted):
-    swap, patch_size, std, grad_dtype, _, impl = saved
+def _backward_gradients(tensors, others, grads, wanted):
+    swap, std = tensors
+    patch_size, grad_dtype, _, impl = others
     return _swapped(grads[0], grads[1], swap, patch_size, std, grad_dtype, impl), *(None,) * 5
 
 
-def _backward_tangents(saved, tangents):
-    swap, patch_size, std, _, dtype, impl = saved
+def _backward_tangents(tensors, others, tangents):
+    swap, std = tensors
+    patch_size, _, dtype, impl = others
     return swap_patches_backward(tangents[0], swap, patch_size, std, dtype, impl)
 
 
