@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .evaluation.evaluator import EvaluateConfig, evaluate
+    from .evaluation.evaluator import EvaluateConfig, evaluate, inputs_of
     from .evaluation.task import finetune, load_task
     from .loading import load_model, load_recognizer
     from .models.config import MicronBERTConfig, preset
@@ -27,6 +27,7 @@ _HOMES = {
     "PretrainConfig": "training.config",
     "evaluate": "evaluation.evaluator",
     "finetune": "evaluation.task",
+    "inputs_of": "evaluation.evaluator",
     "load_model": "loading",
     "load_official": "models.official.micron_bert",
     "load_recognizer": "loading",
@@ -44,6 +45,7 @@ __all__ = [
     "PretrainConfig",
     "evaluate",
     "finetune",
+    "inputs_of",
     "load_model",
     "load_official",
     "load_recognizer",

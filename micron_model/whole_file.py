@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -12,7 +14,9 @@ from typing import BinaryIO
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A file that appears under its name when all of it is on the disk, or not at all; errors of writing name it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    # Of this machine, process and thread: several may write one file to a folder that all of them see.
+    writer = f"{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}"
+    temporary = path.with_name(f".{path.name}.{writer}.part")
     try:
         with open(temporary, "wb") as file:
             yield file

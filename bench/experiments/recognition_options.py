@@ -76,7 +76,7 @@ def main() -> None:
         lines, shuffled = ["| | UF1 | UAR | seconds |", "|---|---|---|---|"], ""
         for i, (name, recipe, config, with_pretraining) in enumerate(RUNS):
             began = time.perf_counter()
-            start = start_from(trained if with_pretraining else random, Corpus(None))
+            start = start_from(trained if with_pretraining else random, Corpus.of(synthetic_clips(range(64))))
             result = evaluate(task, recipe, start, config, folder / str(i), console=QUIET)
             assert result is not None
             full = score(result.predictions).full

@@ -166,7 +166,7 @@ class Evaluate(Generic[_Recipe]):
         share = Share.of(self.part, self.device, self.workers)
         evaluation = evaluate(
             task, self.recipe, start, self.config, self.out, devices=share.devices, workers=share.workers,
-            part=share.part, console=console,
+            part=share.part, allow_overlap=self.allow_overlap, console=console,
         )  # fmt: skip
         if evaluation is None:
             return

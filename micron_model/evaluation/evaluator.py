@@ -33,7 +33,7 @@ from .baselines import majority_class, shuffled_labels
 from .metrics import confusion_matrix, uf1
 from .predictions import LEAKY, Prediction, Predictions, read_predictions, write_predictions
 from .protocols import check_fold, inner_split
-from .task import Task, positions
+from .task import Task, positions, refuse_overlap
 
 _MODEL, _SHUFFLED = "model", "shuffled"
 
@@ -293,6 +293,7 @@ def evaluate(
     devices: Sequence[str] = ("cpu",),
     workers: int | None = None,
     part: tuple[int, int] = (1, 1),
+    allow_overlap: bool = False,
     console: Console | None = None,
 ) -> Evaluation | None:
     """Train and test every fold, with every seed; a fold that is finished is not done again.
@@ -306,20 +307,24 @@ def evaluate(
         devices: which the processes share out among themselves.
         workers: processes; as many as GPUs, or as processors. 1 trains in this one.
         part: (i, n): of n calls that share the folds out, in one folder that all of them see, the i-th, from 1 on.
+        allow_overlap: go on although what a recognizer starts from has seen subjects that it is tested on, or does not
+            say whom it has seen.
         console: where progress is shown; standard error by default.
 
     Returns:
         The predictions; None if folds of other parts are still missing.
 
     Raises:
-        ValueError: ``out`` holds another evaluation, the task lacks an input, ``part`` is none, or a subject is on
-            both sides of a fold.
+        ValueError: ``out`` holds another evaluation, the task lacks an input, ``part`` is none, a subject is on both
+            sides of a fold, or was seen before and that is not allowed.
         Claimed: another process writes to ``out``, or is this part.
     """
     console = console or Console(stderr=True)
     index, parts = part
     if not 1 <= index <= parts:
         raise ValueError(f"part={index}/{parts}; it must lie in 1/{parts} to {parts}/{parts}")
+    for entrant in entrants(recipe, start, config).values():
+        refuse_overlap(entrant.start.corpus, task.expressions, allow=allow_overlap)
     if workers is None:
         workers = (os.cpu_count() or 1) if devices[0] == "cpu" else len(devices)
     with claimed(out if parts == 1 else out / "parts" / f"{index}-of-{parts}"):

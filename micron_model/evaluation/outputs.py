@@ -16,7 +16,7 @@ from .megc_log import write_megc_log
 from .predictions import LEAKY, Predictions
 from .published import Published
 from .report import Features, Picture, write_report
-from .task import Task
+from .task import Task, refuse_overlap
 
 #: Clips of which heat maps are shown, the best and as many of the worst.
 _SHOWN = 4
@@ -66,7 +66,7 @@ def write_outputs(
         published=published,
         features=features,
         pictures=_pictures(task, recipe, start, predictions),
-        stamps=task.stamps,
+        stamps=[*task.stamps, *refuse_overlap(start.corpus, task.expressions, allow=True)],
     )
     if set(predictions.classes) == {"negative", "positive", "surprise"} and config.stamp != LEAKY:
         for seed in predictions.seeds:

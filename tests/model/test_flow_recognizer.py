@@ -13,6 +13,7 @@ from made_up import CLASSES
 from micron_model.cli import main
 from micron_model.commands.recognition import Share
 from micron_model.data.clips.flow import OnsetApexFlow
+from micron_model.data.databases.corpus import Corpus
 from micron_model.data.databases.lookalike import LookalikeConfig, make_lookalike
 from micron_model.data.databases.prepared import FaceConfig
 from micron_model.evaluation.evaluator import EvaluateConfig, evaluate, inputs_of
@@ -126,6 +127,16 @@ def test_parts_meet_in_one_folder(task, whole, tmp_path):
         evaluate(task, FlowRecipe(), Start(), ONCE, tmp_path, part=(4, 3), console=QUIET)
     with pytest.raises(ValueError, match="holds another evaluation"):
         evaluate(task, FlowRecipe(parts=4), Start(), ONCE, tmp_path, part=(1, 3), console=QUIET)
+
+
+@pytest.mark.parametrize(
+    ("corpus", "message"),
+    [(Corpus(("x/CASME2/sub03/y",)), "frames of 1 of the"), (Corpus(None), "It is not known")],
+)
+def test_a_start_that_has_seen_the_subjects_is_refused_here_too(task, tmp_path, corpus, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate(task, FlowRecipe(), Start(corpus=corpus), ONCE, tmp_path, workers=1, console=QUIET)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_input_that_the_task_lacks_is_named(task, tmp_path):

@@ -6,11 +6,13 @@ import socket
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from micron_model.cli import main
 from micron_model.resumable import LOCK, Claimed, claimed
+from micron_model.whole_file import whole_file
 
 _HOLD = """
 import sys, pathlib
@@ -148,3 +150,17 @@ def test_no_command_writes_to_a_claimed_folder(command, held, image_folder, smal
 def test_a_command_leaves_no_lock(image_folder, tmp_path):
     assert main(["shard", "--data", str(image_folder), "--out", str(tmp_path / "out"), "--size", "16"]) == 0
     assert not (tmp_path / "out" / LOCK).exists()
+
+
+def test_two_threads_may_write_one_file(tmp_path):
+    both = threading.Barrier(2, timeout=20)
+
+    def write(text):
+        with whole_file(tmp_path / "file") as file:
+            both.wait()
+            file.write(text)
+            both.wait()
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(write, (b"one", b"two")))
+    assert [path.read_bytes() in (b"one", b"two") for path in tmp_path.iterdir()] == [True]
