@@ -68,7 +68,8 @@ class SLSTTConfig:
     its contextual token."""
 
     def __post_init__(self) -> None:
-        self.mean, self.std = tuple(self.mean), tuple(self.std)  # JSON knows lists only
+        for name in ("mean", "std"):  # JSON knows lists only
+            setattr(self, name, tuple(getattr(self, name)))
         if isinstance(self.micron_bert, dict):
             self.micron_bert = MicronBERTConfig(**self.micron_bert)
         if self.patch_size < 1 or self.image_size % self.patch_size:

@@ -144,7 +144,8 @@ class SLSTTRecipe(Fitting):
             return Start(
                 network, Corpus(()), {"spatial encoder": self.weights, "network": asdict(network.config)}
             )
-        config, network = slstt_preset(self.preset), None
+        config = slstt_preset(self.preset)
+        network: SLSTT | None = None
         if self.embeds_once:  # features are the same in every fold and for every seed
             warnings.warn(f"slstt: the frozen spatial encoder has {RANDOM}", stacklevel=2)
             with torch.random.fork_rng(devices=[]):
