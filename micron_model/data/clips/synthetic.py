@@ -118,8 +118,8 @@ class _Face(NamedTuple):
     side: float
 
 
-# Found by scikit-image's cascade. All arithmetic is in float64 and of no library that chooses it by the processor:
-# OpenCV's warps gave frames on AVX-512 that were a quarter of a grey level from those on AVX2.
+# Found by scikit-image's cascade. All arithmetic is in float64 and of no library that chooses it by the processor: with
+# OpenCV's, the frames of two machines were a quarter of a grey level apart.
 _ASTRONAUT, _HOPPER = _Face(66, 174, 96), _Face(123, 166, 201)
 
 
