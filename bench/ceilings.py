@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
-import statistics
 import subprocess
 import sysconfig
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
+from torch.utils.benchmark import Timer
 
 HERE = Path(__file__).parent
 MATRIX_SIDE = 8192
@@ -52,17 +52,9 @@ def read(*tensors: Tensor) -> None:
         module().read(x.data_ptr(), x.nbytes)
 
 
-def _seconds(function: Callable[[], object], rounds: int = 10) -> float:
-    """Median time of one call on the GPU, after as many that warm it up."""
-    taken = []
-    for _ in range(2 * rounds):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        function()
-        end.record()
-        torch.cuda.synchronize()
-        taken.append(start.elapsed_time(end) / 1e3)
-    return statistics.median(taken[rounds:])
+def _seconds(function: Callable[[], object]) -> float:
+    """Median time of one call, as torch measures it."""
+    return Timer("function()", globals={"function": function}).blocked_autorange().median
 
 
 @functools.cache

@@ -116,8 +116,10 @@ def rows(entries: list[Entry]) -> list[dict[str, Any]]:
 
 
 def duration(seconds: float) -> str:
+    """Three digits."""
     unit, size = next((u for u in (("s", 1), ("ms", 1e-3)) if seconds >= u[1]), ("µs", 1e-6))
-    return f"{seconds / size:.3g} {unit}" if seconds < 1e3 * size else f"{seconds / size:.0f} {unit}"
+    value = seconds / size
+    return f"{value:.0f} {unit}" if value >= 99.95 else f"{value:#.3g} {unit}"
 
 
 def _notes(row: dict[str, Any], variant: dict[str, Any]) -> str:
