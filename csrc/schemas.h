@@ -10,11 +10,12 @@ void define_operators(Library& m) {
   m.def(
       "diagonal_attention(Tensor query, Tensor key, Tensor value, float scale, Tensor? row_weight, Tensor? rows, "
       "Tensor? key_mask, Tensor(a!) out, Tensor(b!) weights, Tensor(c!) row_max, "
-      "Tensor(d!) row_sum) -> ()");
+      "Tensor(d!) row_sum, Tensor(e!)? exponentials) -> ()");
   m.def(
       "diagonal_attention_backward(Tensor? grad_out, Tensor? grad_weights, Tensor query, Tensor key, Tensor value, "
-      "float scale, Tensor? row_weight, Tensor? rows, Tensor? key_mask, Tensor row_max, Tensor row_sum, "
-      "Tensor(a!) d_query, Tensor(b!) d_key, Tensor(c!) d_value, Tensor(d!)? d_weight) -> ()");
+      "float scale, Tensor? row_weight, Tensor? rows, Tensor? key_mask, Tensor weights, Tensor row_max, "
+      "Tensor row_sum, Tensor? exponentials, Tensor(a!)? d_query, Tensor(b!)? d_key, Tensor(c!)? d_value, "
+      "Tensor(d!)? d_weight) -> ()");
   // On CUDA the backward is three kernels; what one position is to another is prepared in Python.
   m.def(
       "diagonal_attention_row_gradients(Tensor? grad_out, Tensor? grad_weights, Tensor value, Tensor? row_weight, "

@@ -63,6 +63,11 @@ T* output_data(const char* name, const Tensor& x, ScalarType dtype, std::initial
   return data;
 }
 
+template <class T>
+T* output_data(const char* name, const OptionalTensor& x, ScalarType dtype, std::initializer_list<int64_t> shape) {
+  return x ? output_data<T>(name, *x, dtype, shape) : nullptr;
+}
+
 inline void check_unit_stride(const char* name, const Tensor& x) {
   const int64_t last = x.dim() - 1;
   const bool unit = x.numel() == 0 || x.size(last) <= 1 || x.stride(last) == 1;  // of nothing, any stride is right

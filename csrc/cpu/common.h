@@ -29,6 +29,20 @@ void advise_huge_pages(void* data, size_t bytes);
 // The most scratch that was held at a time since the last call, all threads together: for the benchmark.
 int64_t take_scratch_peak();
 
+// What a Workspace must hold, by the calls that will be made of it.
+class Measure {
+ public:
+  template <class T>
+  T* take(int64_t count) {
+    bytes_ += (static_cast<size_t>(count) * sizeof(T) + 63) & ~static_cast<size_t>(63);
+    return nullptr;
+  }
+  size_t bytes() const { return bytes_; }
+
+ private:
+  size_t bytes_ = 0;
+};
+
 // Scratch memory, aligned to a cache line; throws std::bad_alloc.
 class Workspace {
  public:

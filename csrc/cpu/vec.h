@@ -245,6 +245,14 @@ MICRON_INLINE void store(float16* to, vfloat v) {
 #endif
 }
 
+// The first count < LANES elements, then zeros.
+template <class T>
+MICRON_INLINE vfloat load_some(const T* from, int64_t count) {
+  vfloat v{};
+  for (int64_t i = 0; i < count; ++i) v[i] = to_float(from[i]);
+  return v;
+}
+
 // to[i] = f(from[i]...) for i < count; f takes and returns vfloat.
 template <class To, class F, class... From>
 MICRON_INLINE void map(int64_t count, To* to, const F& f, const From*... from) {
@@ -252,12 +260,7 @@ MICRON_INLINE void map(int64_t count, To* to, const F& f, const From*... from) {
   for (; i + LANES <= count; i += LANES) store(to + i, f(load(from + i)...));
   if (i < count) {
     To result[LANES];
-    const auto tail = [&](const auto* source) {
-      vfloat v{};
-      for (int64_t j = i; j < count; ++j) v[j - i] = to_float(source[j]);
-      return v;
-    };
-    store(result, f(tail(from)...));
+    store(result, f(load_some(from + i, count - i)...));
     memcpy(to + i, result, static_cast<size_t>(count - i) * sizeof(To));
   }
 }

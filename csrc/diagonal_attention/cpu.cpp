@@ -72,27 +72,34 @@ void run(const Backward& arguments) {
 
 void forward(const Tensor& query, const Tensor& key, const Tensor& value, double scale,
              const OptionalTensor& row_weight, const OptionalTensor& rows, const OptionalTensor& key_mask,
-             const Tensor& out, const Tensor& weights, const Tensor& row_max, const Tensor& row_sum) {
+             const Tensor& out, const Tensor& weights, const Tensor& row_max, const Tensor& row_sum,
+             const OptionalTensor& exponentials) {
   Forward f{problem(query, key, value, scale, row_weight, rows, key_mask)};
   f.out = output_data<void>("out", out, query.scalar_type(), {f.batch, f.heads, f.computed, f.value.width});
   f.weights = contiguous_data<float>("weights", weights, ScalarType::Float, {f.batch, f.heads, f.computed});
   f.row_max = contiguous_data<float>("row_max", row_max, ScalarType::Float, {f.batch, f.heads, f.computed});
   f.row_sum = contiguous_data<float>("row_sum", row_sum, ScalarType::Float, {f.batch, f.heads, f.computed});
+  const auto f32 = ScalarType::Float;
+  f.exponentials = contiguous_data<float>("exponentials", exponentials, f32, {f.batch, f.heads, f.computed, f.length});
   if (f.batch * f.heads * f.computed > 0) run(f);
 }
 
 void backward(const OptionalTensor& grad_out, const OptionalTensor& grad_weights, const Tensor& query,
               const Tensor& key, const Tensor& value, double scale, const OptionalTensor& row_weight,
-              const OptionalTensor& rows, const OptionalTensor& key_mask, const Tensor& row_max, const Tensor& row_sum,
-              const Tensor& d_query, const Tensor& d_key, const Tensor& d_value, const OptionalTensor& d_weight) {
+              const OptionalTensor& rows, const OptionalTensor& key_mask, const Tensor& weights, const Tensor& row_max,
+              const Tensor& row_sum, const OptionalTensor& exponentials, const OptionalTensor& d_query,
+              const OptionalTensor& d_key, const OptionalTensor& d_value, const OptionalTensor& d_weight) {
   Backward b{problem(query, key, value, scale, row_weight, rows, key_mask)};
   const auto f32 = ScalarType::Float;
   if (grad_out) {
     b.grad_out = tokens("grad_out", *grad_out, query.scalar_type(), b.batch, b.heads, b.computed, b.value.width);
   }
   b.grad_weights = contiguous_data<const float>("grad_weights", grad_weights, f32, {b.batch, b.heads, b.computed});
+  b.weights = contiguous_data<const float>("weights", weights, f32, {b.batch, b.heads, b.computed});
   b.row_max = contiguous_data<const float>("row_max", row_max, f32, {b.batch, b.heads, b.computed});
   b.row_sum = contiguous_data<const float>("row_sum", row_sum, f32, {b.batch, b.heads, b.computed});
+  b.exponentials =
+      contiguous_data<const float>("exponentials", exponentials, f32, {b.batch, b.heads, b.computed, b.length});
   b.d_query = output_data<float>("d_query", d_query, f32, {b.batch, b.heads, b.length, b.query.width});
   b.d_key = output_data<float>("d_key", d_key, f32, {b.batch, b.heads, b.length, b.query.width});
   b.d_value = output_data<float>("d_value", d_value, f32, {b.batch, b.heads, b.length, b.value.width});

@@ -79,7 +79,9 @@ int chunks_of(const Tensor& x) { return static_cast<int>((x.size(3) + CHUNK - 1)
 
 void forward(const Tensor& query, const Tensor& key, const Tensor& value, double scale,
              const OptionalTensor& row_weight, const OptionalTensor& rows, const OptionalTensor& key_mask,
-             const Tensor& out, const Tensor& weights, const Tensor& row_max, const Tensor& row_sum) {
+             const Tensor& out, const Tensor& weights, const Tensor& row_max, const Tensor& row_sum,
+             const OptionalTensor& exponentials) {
+  STD_TORCH_CHECK(!exponentials, "exponentials are kept on a CPU alone");
   const Shape shape = shape_of(query, scale, rows, key_mask);
   if (int64_t{shape.batch} * shape.heads * shape.computed == 0) return;
   const cuda::Device device(query);

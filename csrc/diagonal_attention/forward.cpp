@@ -1,112 +1,146 @@
 // Compiled once for every instruction set. Formulas: micron_kernels/diagonal_attention/reference.py.
-#include <math.h>
-
+//
+// A few panels of query rows at a time, so many that they stay in the cache while all keys pass by, a block after the
+// other: the scores of a block, then the softmax of these rows goes on with them. Where the exponentials are kept,
+// the block is all keys: they are taken against the maximum of the whole row.
+#include "few.h"
 #include "head.h"
 
 namespace micron::diagonal_attention::MICRON_INSTRUCTION_SET {
 namespace {
 
-constexpr float LOWEST = -0x1.fffffep127f;
 constexpr int64_t LANES_BYTES = 256 << 10;  // of packed query rows a thread holds: they stay in its L2 cache
+constexpr int64_t KEY_BLOCK = 8 * TILE;
+constexpr int64_t PANELS = 16, PANELS_KEPT = 6;  // at most at a time
 
-// The running softmax of PANEL rows.
-struct Panel {
-  Lanes lanes;
-  vfloat maximum[VECTORS], sum[VECTORS], diagonal[VECTORS];
+// The running softmax of some rows, an element each.
+struct Softmax {
+  float *maximum, *sum, *diagonal;
 };
 
-template <int V, class T>
-__attribute__((noinline)) void attend(Panel& panel, const Keys<T>& keys, const Word<T>* lanes, int64_t width,
-                                      float scale) {
-  Sums s;
-  scores<V>(s, keys, lanes, width, scale);
-  if (panel.lanes.meets(keys.first)) {
+// Goes on with `keys` scores of V registers of rows, and leaves their exponentials against the new maximum.
+template <int V>
+MICRON_INLINE void go_on(const Softmax& softmax, int64_t row, float* scores, int64_t stride, int64_t keys) {
+  vfloat maximum[V], sum[V];
+  for (int v = 0; v < V; ++v) maximum[v] = load(softmax.maximum + row + v * LANES);
+  for (int64_t key = 0; key < keys; ++key) {
+    for (int v = 0; v < V; ++v) maximum[v] = max(load(scores + key * stride + v * LANES), maximum[v]);
+  }
+  for (int v = 0; v < V; ++v) {
+    float* before = softmax.maximum + row + v * LANES;
+    sum[v] = load(softmax.sum + row + v * LANES) * exp(load(before) - maximum[v]);
+    store(before, maximum[v]);
+  }
+  exponentials(scores, stride, keys, maximum, sum);
+  for (int v = 0; v < V; ++v) store(softmax.sum + row + v * LANES, sum[v]);
+}
+
+// to[row][key] = from[key][row]. LANES more rows and keys than there are must be readable.
+__attribute__((noinline)) void store_rows(const float* from, int64_t stride, int64_t keys, int64_t rows, float* to) {
+  for (int64_t row = 0; row < rows; row += LANES) {
+    const int64_t some_rows = at_most(LANES, rows - row);
+    for (int64_t key = 0; key < keys; key += LANES) {
+      vfloat x[LANES];
 #pragma GCC unroll 16
-    for (int i = 0; i < TILE; ++i) {
-      const vint key = broadcast(static_cast<int32_t>(keys.first + i));
-      for (int v = 0; v < V; ++v) {
-        panel.diagonal[v] = select(panel.lanes.position[v] == key, s.at[i][v], panel.diagonal[v]);
+      for (int i = 0; i < LANES; ++i) x[i] = load(from + (key + i) * stride + row);
+      transpose(x);
+      if (some_rows == LANES && key + LANES <= keys) {
+#pragma GCC unroll 16
+        for (int i = 0; i < LANES; ++i) store(to + (row + i) * keys + key, x[i]);
+      } else {
+        const int64_t some_keys = at_most(LANES, keys - key);
+        for (int64_t i = 0; i < some_rows; ++i) {
+          memcpy(to + (row + i) * keys + key, &x[i], static_cast<size_t>(some_keys) * sizeof(float));
+        }
       }
     }
   }
-#pragma GCC unroll 2
-  for (int v = 0; v < V; ++v) {
-    vfloat maximum = panel.maximum[v];
-#pragma GCC unroll 16
-    for (int i = 0; i < TILE; ++i) maximum = max(s.at[i][v], maximum);
-    vfloat sum{};
-#pragma GCC unroll 16
-    for (int i = 0; i < TILE; ++i) sum += exp(s.at[i][v] - maximum);
-    panel.sum[v] = fma(panel.sum[v], exp(panel.maximum[v] - maximum), sum);
-    panel.maximum[v] = maximum;
-  }
 }
 
 template <class T>
-void finish(const Forward& problem, const Head<T>& head, const Panel& panel, int64_t first) {
-  float maximum[PANEL], sum[PANEL], diagonal[PANEL];
-  memcpy(maximum, panel.maximum, sizeof(maximum));
-  memcpy(sum, panel.sum, sizeof(sum));
-  memcpy(diagonal, panel.diagonal, sizeof(diagonal));
-  for (int lane = 0; lane < PANEL && first + lane < problem.computed; ++lane) {
-    const int64_t n = head.position(first + lane), at = head.statistics(first + lane), width = problem.value.width;
-    T* out = static_cast<T*>(problem.out) + at * width;
-    problem.row_max[at] = sum[lane] == 0 ? 0 : maximum[lane];
-    problem.row_sum[at] = sum[lane] == 0 ? 1 : sum[lane];
-    if (head.masked(n)) {
-      problem.weights[at] = 0;
-      zero(out, width);
-      continue;
-    }
-    const float p = expf(diagonal[lane] - maximum[lane]) / sum[lane], factor = head.weight(n) * p;
-    problem.weights[at] = p;
-    map(width, out, [=](vfloat x) { return factor * x; }, row_of<T>(problem.value, head.b, head.h, n));
+void finish(const Forward& problem, const Head<T>& head, const Softmax& softmax, int64_t first, int64_t count) {
+  for (int64_t row = 0; row < count; row += LANES) {
+    vfloat maximum = load(softmax.maximum + row), sum = load(softmax.sum + row), p = load(softmax.diagonal + row);
+    complete(maximum, sum, p);
+    store(softmax.maximum + row, maximum), store(softmax.sum + row, sum), store(softmax.diagonal + row, p);
+  }
+  const int64_t at = head.statistics(first);
+  copy(problem.row_max + at, softmax.maximum, count);
+  copy(problem.row_sum + at, softmax.sum, count);
+  for (int64_t row = 0; row < count; ++row) {
+    write_row(problem, head, head.position(first + row), at + row, softmax.diagonal[row]);
   }
 }
 
-// Panels [begin, end) of one head: each key is packed once for all of them.
+// What a thread works on: `rows` query rows and a block of keys.
 template <class T>
-void forward_panels(const Forward& problem, const Head<T>& head, int64_t begin, int64_t end, Panel* panels,
-                    Word<T>* packed_lanes, Keys<T>& keys) {
-  const int64_t width = problem.query.width, step = words(width, packed_lanes) * PANEL;
-  for (int64_t i = begin; i < end; ++i) {
-    Panel& panel = panels[i - begin];
-    panel.lanes.pack(head, i * PANEL, packed_lanes + (i - begin) * step);
-    for (int v = 0; v < VECTORS; ++v) {
-      panel.maximum[v] = broadcast(LOWEST);
-      panel.sum[v] = panel.diagonal[v] = vfloat{};
-    }
+struct Block {
+  const Forward& problem;
+  int64_t rows, key_block, stride, lanes;
+  Word<T>* packed_rows;  // [rows / PANEL][words][PANEL]
+  Keys<T> keys;
+  float* scores;  // [key_block][stride]
+  Softmax softmax;
+
+  static int64_t lane_words(const Forward& p) { return words(p.query.width, static_cast<Word<T>*>(nullptr)) * PANEL; }
+  static int64_t rows_of(const Forward& p) {
+    const int64_t fitting = LANES_BYTES / (lane_words(p) * static_cast<int64_t>(sizeof(Word<T>)) + 1);
+    const int64_t most = p.exponentials == nullptr ? PANELS : PANELS_KEPT, panels = divide_up(p.computed, PANEL);
+    return at_most(panels, at_most(most, fitting < 1 ? 1 : fitting)) * PANEL;
   }
-  for (int64_t key = 0; key < problem.length; key += TILE) {
-    keys.pack(head, key);
-    for (int64_t i = 0; i < end - begin; ++i) {
-      const auto attend_to = panels[i].lanes.narrow ? attend<1, T> : attend<VECTORS, T>;
-      attend_to(panels[i], keys, packed_lanes + i * step, width, problem.scale);
-    }
+  static int64_t keys_of(const Forward& p) {
+    return p.exponentials == nullptr ? KEY_BLOCK : divide_up(p.length, TILE) * TILE;
   }
-  for (int64_t i = begin; i < end; ++i) finish(problem, head, panels[i - begin], i * PANEL);
-}
+  template <class Memory>  // a Workspace, or a Measure of it
+  Block(const Forward& p, Memory& memory)
+      : problem(p), rows(rows_of(p)), key_block(keys_of(p)), stride(padded(rows)), lanes(lane_words(p)) {
+    packed_rows = memory.template take<Word<T>>(rows / PANEL * lanes);
+    keys.packed = memory.template take<Word<T>>(Keys<T>::size(p.key.width));
+    scores = memory.template take<float>((key_block + LANES) * stride);
+    softmax.maximum = memory.template take<float>(rows);
+    softmax.sum = memory.template take<float>(rows);
+    softmax.diagonal = memory.template take<float>(rows);
+  }
+
+  // Rows [first, first + count) of a head.
+  void run(const Head<T>& head, int64_t first, int64_t count) {
+    for (int64_t row = 0; row < count; row += PANEL) pack_query(head, first + row, packed_rows + row / PANEL * lanes);
+    for (int64_t row = 0; row < rows; ++row) {
+      softmax.maximum[row] = LOWEST, softmax.sum[row] = softmax.diagonal[row] = 0;
+    }
+    for (int64_t key = 0; key < problem.length; key += key_block) {
+      const int64_t some = at_most(key_block, problem.length - key);
+      score_block(head, key, key + some, count, packed_rows, keys, scores, stride);
+      for (int64_t row = 0; row < count; ++row) {
+        const int64_t n = head.position(first + row);
+        if (n >= key && n < key + some) softmax.diagonal[row] = scores[(n - key) * stride + row];
+      }
+      int64_t row = 0;
+      for (; row + LANES < count; row += PANEL) go_on<VECTORS>(softmax, row, scores + row, stride, some);
+      if (row < count) go_on<1>(softmax, row, scores + row, stride, some);
+    }
+    if (problem.exponentials != nullptr) {
+      float* to = problem.exponentials + head.statistics(first) * problem.length;
+      store_rows(scores, stride, problem.length, count, to);
+    }
+    finish(problem, head, softmax, first, count);
+  }
+};
 
 template <class T>
 void forward_of(const Forward& problem) {
-  const int64_t width = problem.query.width;
+  if (few(problem)) return forward_few<T>(problem);
   const int64_t panels = divide_up(problem.computed, PANEL);
-  const int64_t lanes = words(width, static_cast<Word<T>*>(nullptr)) * PANEL;
-  const int64_t fitting = LANES_BYTES / (lanes * static_cast<int64_t>(sizeof(Word<T>)) + 1);
-  const int64_t together = fitting < 1 ? 1 : fitting > 16 ? 16 : fitting;
   parallel(problem.batch * problem.heads * panels, 1, [&](int64_t begin, int64_t end) {
-    Workspace workspace(together * (lanes * sizeof(Word<T>) + sizeof(Panel) + 128) +
-                        Keys<T>::size(width) * sizeof(Word<T>));
-    Panel* state = workspace.take<Panel>(together);
-    Word<T>* packed = workspace.take<Word<T>>(together * lanes);
-    Keys<T> keys;
-    keys.packed = workspace.take<Word<T>>(Keys<T>::size(width));
+    Measure measure;
+    (void)Block<T>(problem, measure);
+    Workspace workspace(measure.bytes());
+    Block<T> block(problem, workspace);
     while (begin < end) {
       const int64_t index = begin / panels, first = begin % panels;
-      int64_t count = end - begin < panels - first ? end - begin : panels - first;
-      if (count > together) count = together;
-      const Head<T> head{problem, index / problem.heads, index % problem.heads};
-      forward_panels(problem, head, first, first + count, state, packed, keys);
+      const int64_t count = at_most(block.rows / PANEL, at_most(panels - first, end - begin));
+      block.run(Head<T>(problem, index), first * PANEL,
+                at_most(count * PANEL, problem.computed - first * PANEL));
       begin += count;
     }
   });

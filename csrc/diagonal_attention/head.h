@@ -1,4 +1,4 @@
-// One head, and the score tile that forward and backward share.
+// One head, and the scores that forward and backward share.
 #pragma once
 
 #include "kernel.h"
@@ -6,8 +6,8 @@
 
 namespace micron::diagonal_attention::MICRON_INSTRUCTION_SET {
 
-
 MICRON_INLINE int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+MICRON_INLINE int64_t at_most(int64_t most, int64_t x) { return x < most ? x : most; }
 
 template <class T>
 MICRON_INLINE const T* row_of(const Tokens& x, int64_t b, int64_t h, int64_t n) {
@@ -20,6 +20,7 @@ struct Head {
   const Problem& problem;
   int64_t b, h;
 
+  Head(const Problem& of, int64_t index) : problem(of), b(index / of.heads), h(index % of.heads) {}
   int64_t position(int64_t row) const {
     return problem.rows == nullptr ? row : problem.rows[b * problem.computed + row];
   }
@@ -33,31 +34,70 @@ struct Head {
   int64_t statistics(int64_t row) const { return (b * problem.heads + h) * problem.computed + row; }
 };
 
-// Which rows the lanes of a panel are: their positions, -1 where there is none.
-struct Lanes {
-  vint position[VECTORS];
-  int64_t low, high;  // bounds of the positions
-  bool narrow;        // one register holds all the rows
+constexpr float LOWEST = -0x1.fffffep127f;  // where a maximum starts from
 
-  template <class T, class W>
-  void pack(const Head<T>& head, int64_t first, W* to) {
-    const T* rows[PANEL];
-    int32_t positions[PANEL];
-    low = INT64_MAX, high = -1;
-    narrow = head.problem.computed - first <= LANES;
-    for (int lane = 0; lane < PANEL; ++lane) {
-      const bool exists = first + lane < head.problem.computed;
-      const int64_t n = exists ? head.position(first + lane) : -1;
-      rows[lane] = exists ? head.query(n) : nullptr;
-      positions[lane] = static_cast<int32_t>(n);
-      if (exists && n < low) low = n;
-      if (n > high) high = n;
+// Scores of V registers of rows become exponentials against the maximum; what they add to is their sum. They are summed
+// some at a time: one sum of all would round as often as there are keys.
+template <int V>
+MICRON_INLINE void exponentials(float* scores, int64_t stride, int64_t keys, const vfloat (&maximum)[V],
+                                vfloat (&sum)[V]) {
+  constexpr int64_t SOME = 8;
+  for (int64_t first = 0; first < keys; first += SOME) {
+    vfloat some[V] = {};
+    for (int64_t key = first; key < at_most(keys, first + SOME); ++key) {
+      for (int v = 0; v < V; ++v) {
+        float* at = scores + key * stride + v * LANES;
+        const vfloat e = exp(load(at) - maximum[v]);
+        some[v] += e;
+        store(at, e);
+      }
     }
-    pack_lanes(rows, head.problem.query.width, to);
-    memcpy(position, positions, sizeof(position));
+    for (int v = 0; v < V; ++v) sum[v] += some[v];
   }
-  bool meets(int64_t first_key) const { return low < first_key + TILE && high >= first_key; }
+}
+
+// The end of LANES rows: the sum of their exponentials against the maximum, which began at LOWEST; `diagonal` is s_ii
+// and becomes p_i.
+MICRON_INLINE void complete(vfloat& maximum, vfloat& sum, vfloat& diagonal) {
+  const vint none = sum == 0.0f;  // of its scores is above −inf
+  maximum = select(none, vfloat{}, maximum);
+  sum = select(none, broadcast(1.0f), sum);
+  diagonal = exp(diagonal - maximum) / sum;
+}
+
+// p_i and w_i · p_i · v_i of position n.
+template <class T>
+MICRON_INLINE void write_row(const Forward& problem, const Head<T>& head, int64_t n, int64_t at, float p) {
+  const int64_t width = problem.value.width;
+  T* out = static_cast<T*>(problem.out) + at * width;
+  problem.weights[at] = head.masked(n) ? 0 : p;
+  if (head.masked(n)) return zero(out, width);
+  const float factor = head.weight(n) * p;
+  map(width, out, [=](vfloat x) { return factor * x; }, row_of<T>(problem.value, head.b, head.h, n));
+}
+
+// What the backward knows of a row, from a_i = w_i · v_i·dO_i + dp_i.
+struct RowGradient {
+  float maximum, slope, diagonal;  // dS_ij = slope · exp(s_ij − maximum), and its diagonal; both times scale
+
+  RowGradient(const Backward& problem, float weight, int64_t at, float product) : maximum(problem.row_max[at]) {
+    const float p = problem.weights[at];
+    const float a = weight * product + (problem.grad_weights == nullptr ? 0.0f : problem.grad_weights[at]);
+    slope = -problem.scale * p * a / problem.row_sum[at];
+    diagonal = problem.scale * p * (a - p * a);  // rounded less than g − g·p
+  }
 };
+
+// The rows [first, first + PANEL) that are computed, as the lanes of a score tile.
+template <class T>
+void pack_query(const Head<T>& head, int64_t first, Word<T>* to) {
+  const T* rows[PANEL];
+  for (int lane = 0; lane < PANEL; ++lane) {
+    const bool exists = first + lane < head.problem.computed;
+    rows[lane] = exists ? head.query(head.position(first + lane)) : nullptr;
+  }
+  pack_lanes(rows, head.problem.query.width, to);
+}
 
 // TILE keys as words, `stride` apart: where they lie, if they lie there as words, otherwise packed. `kept` tells
 // which of them exist and are not masked.
@@ -65,15 +105,15 @@ template <class T>
 struct Keys {
   Word<T>* packed;
   const Word<T>* words_of_first;
-  int64_t stride, first;
+  int64_t stride;
   bool kept[TILE], all_kept;
 
   void pack(const Head<T>& head, int64_t first_key) {
     const int64_t width = head.problem.key.width;
     const T* rows[TILE];
-    first = first_key, all_kept = true;
+    all_kept = true;
     for (int i = 0; i < TILE; ++i) {
-      rows[i] = first + i < head.problem.length ? head.key(first + i) : nullptr;
+      rows[i] = first_key + i < head.problem.length ? head.key(first_key + i) : nullptr;
       kept[i] = rows[i] != nullptr;
       all_kept = all_kept && kept[i];
     }
@@ -89,21 +129,35 @@ struct Keys {
   static int64_t size(int64_t width) { return words(width, static_cast<Word<T>*>(nullptr)) * TILE; }
 };
 
-// scale · q·k, −inf for keys that are not kept.  [TILE keys][V registers of rows]
+// scale · q·k of one tile, −inf for keys that are not kept.
 template <int V, class T>
-MICRON_INLINE void scores(Sums& s, const Keys<T>& keys, const Word<T>* lanes, int64_t width, float scale) {
-  const int64_t count = words(width, lanes);
-  s = Sums{};
-  accumulate_rows<V>(s, keys.words_of_first, keys.stride, lanes, count);
+__attribute__((noinline)) void score_tile(const Keys<T>& keys, const Word<T>* lanes, int64_t width, float scale,
+                                          float* to, int64_t stride) {
+  Sums s = {};
+  accumulate_rows<V>(s, keys.words_of_first, keys.stride, lanes, words(width, lanes));
 #pragma GCC unroll 16
   for (int i = 0; i < TILE; ++i) {
-    for (int v = 0; v < V; ++v) s.at[i][v] *= scale;
+    for (int v = 0; v < V; ++v) store(to + i * stride + v * LANES, scale * s.at[i][v]);
   }
-  if (keys.all_kept) return;
-#pragma GCC unroll 16
-  for (int i = 0; i < TILE; ++i) {
-    for (int v = 0; v < V; ++v) {
-      if (!keys.kept[i]) s.at[i][v] = broadcast(-__builtin_inff());
+  for (int i = 0; !keys.all_kept && i < TILE; ++i) {
+    for (int v = 0; !keys.kept[i] && v < V; ++v) store(to + i * stride + v * LANES, broadcast(-__builtin_inff()));
+  }
+}
+
+// A row of `width` floats and some to spare: an odd number of cache lines, so that rows do not share one set.
+MICRON_INLINE int64_t padded(int64_t width) { return (divide_up(width, 16) | 1) * 16; }
+
+// Scores of the keys [begin, end) and `rows` packed rows, to[key][row]; keys are done in whole tiles.
+template <class T>
+void score_block(const Head<T>& head, int64_t begin, int64_t end, int64_t rows, const Word<T>* packed_rows,
+                 Keys<T>& keys, float* to, int64_t stride) {
+  const int64_t width = head.problem.query.width, step = words(width, packed_rows) * PANEL;
+  for (int64_t key = begin; key < end; key += TILE, to += TILE * stride) {
+    keys.pack(head, key);
+    const Word<T>* lanes = packed_rows;
+    for (int64_t row = 0; row < rows; row += PANEL, lanes += step) {
+      const auto tile = rows - row <= LANES ? score_tile<1, T> : score_tile<VECTORS, T>;
+      tile(keys, lanes, width, head.problem.scale, to + row, stride);
     }
   }
 }

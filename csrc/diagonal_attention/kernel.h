@@ -27,19 +27,22 @@ struct Problem {
 struct Forward : Problem {
   void* out;         // (B, H, K, Ev) of dtype
   float* weights;    // (B, H, K)
-  float* row_max;    // (B, H, K): max_j s_ij, 0 where every key is masked
-  float* row_sum;    // (B, H, K): Σ_j exp(s_ij − max), 1 where every key is masked
+  float* row_max;    // (B, H, K): max_j s_ij, 0 where every score is −inf
+  float* row_sum;    // (B, H, K): Σ_j exp(s_ij − max), 1 where every score is −inf
+  float* exponentials = nullptr;  // (B, H, K, N): exp(s_ij − max), or null
 };
 
 struct Backward : Problem {
   Tokens grad_out;                      // (B, H, K, Ev); data may be null
   const float* grad_weights = nullptr;  // (B, H, K), contiguous, or null
-  const float *row_max, *row_sum;       // (B, H, K), contiguous
-  // Contiguous fp32. With rows, query, value and weight must hold zeros: gradients are added up.
-  float* d_query;   // (B, H, N, E)
-  float* d_key;     // (B, H, N, E)
-  float* d_value;   // (B, H, N, Ev)
-  float* d_weight;  // (B, H, N), or null
+  const float *weights, *row_max, *row_sum;  // (B, H, K), contiguous: of the forward
+  const float* exponentials = nullptr;       // (B, H, K, N), contiguous, or null: then the scores are made again
+  // Contiguous fp32; null where nobody wants it. With rows, those of query, value and weight must hold zeros:
+  // gradients are added up.
+  float* d_query = nullptr;   // (B, H, N, E)
+  float* d_key = nullptr;     // (B, H, N, E)
+  float* d_value = nullptr;   // (B, H, N, Ev)
+  float* d_weight = nullptr;  // (B, H, N)
 };
 
 #define MICRON_DECLARE(set)           \

@@ -15,13 +15,9 @@ using ::micron::MICRON_INSTRUCTION_SET::broadcast;
 constexpr int VECTORS = 2;
 constexpr int PANEL = VECTORS * LANES;  // lanes of a tile
 #if defined(__AVX512F__)
-constexpr int TILE = 14;       // 28 of 32 registers hold sums
-constexpr int ROW_TILE = 13;   // divides ROW_BLOCK with the least left over
-constexpr int ROW_BLOCK = 128; // query rows whose score gradients are held at a time
+constexpr int TILE = 14;  // 28 of 32 registers hold sums
 #else
 constexpr int TILE = 6;  // 12 of 16
-constexpr int ROW_TILE = 6;
-constexpr int ROW_BLOCK = 6 * PANEL;
 #endif
 
 struct Sums {
@@ -62,21 +58,7 @@ MICRON_INLINE vfloat multiply_add(vfloat sums, vint a, const Pair* b) {
 MICRON_INLINE vfloat load_words(const float* from) { return load(from); }
 MICRON_INLINE vint load_words(const Pair* from) { return load_bits<vint>(from); }
 
-// ROWS of the tile, the first V registers wide; a[i, k] lies at a[i * STEP_I + k * STEP_K], b[k] at b + k * PANEL.
-template <int ROWS, int V, int64_t STEP_I, int64_t STEP_K, class W>
-MICRON_INLINE void accumulate(Sums& sums, const W* a, const W* b, int64_t count) {
-  for (int64_t k = 0; k < count; ++k, a += STEP_K, b += PANEL) {
-#pragma GCC unroll 16
-    for (int i = 0; i < ROWS; ++i) {
-#pragma GCC unroll 2
-      for (int v = 0; v < V; ++v) {
-        sums.at[i][v] = multiply_add(sums.at[i][v], broadcast(a[i * STEP_I]), b + v * LANES);
-      }
-    }
-  }
-}
-
-// The same for the scores: row i of `a` is `stride` words from the one before.
+// The first V registers of each row of the tile; a[i, k] lies at a[i * stride + k], b[k] at b + k * PANEL.
 template <int V, class W>
 MICRON_INLINE void accumulate_rows(Sums& sums, const W* a, int64_t stride, const W* b, int64_t count) {
   constexpr int HALF = TILE / 2;
@@ -94,6 +76,54 @@ MICRON_INLINE void accumulate_rows(Sums& sums, const W* a, int64_t stride, const
       for (int v = 0; v < V; ++v) sums.at[i][v] = multiply_add(sums.at[i][v], element, b + v * LANES);
     }
   }
+}
+
+// The same where a[i, k] lies at a[i + k * stride].
+template <int V>
+MICRON_INLINE void accumulate_columns(Sums& sums, const float* a, int64_t stride, const float* b, int64_t count) {
+  for (int64_t k = 0; k < count; ++k, a += stride, b += PANEL) {
+#pragma GCC unroll 16
+    for (int i = 0; i < TILE; ++i) {
+#pragma GCC unroll 2
+      for (int v = 0; v < V; ++v) sums.at[i][v] = multiply_add(sums.at[i][v], broadcast(a[i]), b + v * LANES);
+    }
+  }
+}
+
+// Whether the elements of a row of `a` are neighbours, or those of a column.
+enum class Order { rows, columns };
+
+// One tile of a matrix product: rows <= TILE and columns <= PANEL of `to`, which starts from nothing or is added to.
+// TILE rows of `a` are read.
+template <Order ORDER, int V>
+__attribute__((noinline)) void multiply(float* to, int64_t to_stride, int64_t rows, int64_t columns, bool from_nothing,
+                                        const float* a, int64_t a_stride, const float* b, int64_t depth) {
+  float buffer[TILE * PANEL];
+  const bool whole = rows == TILE && columns == V * LANES;
+  float* sums = whole ? to : buffer;
+  const int64_t stride = whole ? to_stride : PANEL;
+  Sums s = {};
+  if (!from_nothing) {
+    if (!whole) {
+      memset(buffer, 0, sizeof(buffer));
+      for (int64_t i = 0; i < rows; ++i) copy(buffer + i * PANEL, to + i * to_stride, columns);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < TILE; ++i) {
+      for (int v = 0; v < V; ++v) s.at[i][v] = load(sums + i * stride + v * LANES);
+    }
+  }
+  if constexpr (ORDER == Order::rows) {
+    accumulate_rows<V>(s, a, a_stride, b, depth);
+  } else {
+    accumulate_columns<V>(s, a, a_stride, b, depth);
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < TILE; ++i) {
+    for (int v = 0; v < V; ++v) store(sums + i * stride + v * LANES, s.at[i][v]);
+  }
+  if (whole) return;
+  for (int64_t i = 0; i < rows; ++i) copy(to + i * to_stride, buffer + i * PANEL, columns);
 }
 
 // ---- words of a row of T ----

@@ -33,9 +33,11 @@ def diagonal_attention(
                                                   of the other, among all its patches
         out_i = w_i · p_i · v_i                   w = row_weight
 
-    No tensor of size N×N is stored, neither forward nor backward, nor where the backward is differentiated once more.
-    There are derivatives of any order, in forward and reverse mode and under the transforms of ``torch.func``. Past the
-    first they are PyTorch's products in blocks of rows for every ``impl``; a third order, and a gradient of a
+    Memory is O(N·E), also where the backward is differentiated once more. A tensor of size N×N is stored only where it
+    takes no more bytes than query and key: on a CPU, the native and the reference implementation keep the exponentials
+    of the scores for the gradients of query and key where N ≤ 2·E (N ≤ E for fp16 and bf16; with ``rows``, K in place
+    of N). There are derivatives of any order, in forward and reverse mode and under the transforms of ``torch.func``.
+    Past the first they are PyTorch's products in blocks of rows for every ``impl``; a third order, and a gradient of a
     forward-mode derivative, do store P.
 
     Args:

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from .._implementation import accumulate_dtype
+
 
 class Inputs(NamedTuple):
     """The inputs of a call."""
@@ -54,17 +56,17 @@ class Tangents(NamedTuple):
 #: Of query, key, value and row_weight; None where it is not wanted.
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
-#: The implementations that keep the exponentials where they may.
-KEEPING = ("reference",)
+#: The implementations that keep the exponentials where they may; None is one of these on a CPU.
+KEEPING = (None, "reference", "native")
 
 
 def keeps_exponentials(query: Tensor, rows: Tensor | None, impl: str | None) -> bool:
     """Whether the forward keeps the exponentials of the scores for the backward, if a gradient is wanted.
 
-    It does on a CPU where they are no more than what query and key hold, so that memory stays O(N·E): for all
-    rows, where N ≤ 2·E.
+    It does on a CPU where they take no more bytes than query and key hold, so that memory stays O(N·E): for all
+    rows, where N ≤ 2·E, or N ≤ E for the halves, whose exponentials are fp32.
     """
     if query.device.type != "cpu" or impl not in KEEPING:
         return False
-    length, width = query.shape[2:]
-    return (length if rows is None else rows.shape[1]) <= 2 * width
+    computed = query.shape[2] if rows is None else rows.shape[1]
+    return computed * accumulate_dtype(query.dtype).itemsize <= 2 * query.shape[3] * query.element_size()

@@ -36,10 +36,10 @@ def forward(inputs: Inputs, keep: bool) -> tuple[Tensor, Saved]:
     if query.is_cuda:
         return on_cuda.forward(inputs, keep)
     batch, heads, computed = *query.shape[:2], inputs.computed
-    out = value.new_empty((batch, heads, computed, value.shape[3]))
-    weights, row_max, row_sum = (
-        query.new_empty((batch, heads, computed), dtype=torch.float32) for _ in range(3)
-    )
+    statistics = (batch, heads, computed)
+    out = value.new_empty((*statistics, value.shape[3]))
+    weights, row_max, row_sum = (query.new_empty(statistics, dtype=torch.float32) for _ in range(3))
+    exponentials = query.new_empty((*statistics, query.shape[2]), dtype=torch.float32) if keep else None
     operators().diagonal_attention(
         with_contiguous_rows(query),
         with_contiguous_rows(key),
@@ -52,30 +52,27 @@ def forward(inputs: Inputs, keep: bool) -> tuple[Tensor, Saved]:
         weights,
         row_max,
         row_sum,
+        exponentials,
     )
-    return out, Saved(weights, row_max, row_sum)
+    return out, Saved(weights, row_max, row_sum, exponentials)
 
 
 def backward(
     grad_out: Tensor | None, grad_weights: Tensor | None, inputs: Inputs, saved: Saved, wanted: Wanted
 ) -> Gradients:
-    """(dQ, dK, dV, dw), each of the shape and dtype of its input, or None where it is not wanted.
-
-    On a CPU the kernel makes ``weights`` again, with the other scores of the row.
-    """
+    """(dQ, dK, dV, dw), each of the shape and dtype of its input, or None where it is not wanted."""
     query, key, value, scale, row_weight, rows, key_mask = inputs
     if query.is_cuda:
         return on_cuda.backward(grad_out, grad_weights, inputs, saved, wanted)
     new = query.new_empty if rows is None else query.new_zeros  # the kernel adds up the rows it is given
-    d_query = new(query.shape, dtype=torch.float32)
-    d_key = key.new_empty(key.shape, dtype=torch.float32)
-    d_value = new(value.shape, dtype=torch.float32)
-    d_weight = None
-    if wanted.row_weight and row_weight is not None:
-        d_weight = new(query.shape[:3], dtype=torch.float32)
+    weigh = wanted.row_weight and row_weight is not None
+    d_query = new(query.shape, dtype=torch.float32) if wanted.query else None
+    d_key = key.new_empty(key.shape, dtype=torch.float32) if wanted.key else None
+    d_value = new(value.shape, dtype=torch.float32) if wanted.value else None
+    d_weight = new(query.shape[:3], dtype=torch.float32) if weigh else None
     operators().diagonal_attention_backward(
         None if grad_out is None else with_contiguous_rows(grad_out),
-        None if grad_weights is None else grad_weights.contiguous(),
+        _contiguous(grad_weights),
         with_contiguous_rows(query),
         with_contiguous_rows(key),
         with_contiguous_rows(value),
@@ -83,8 +80,7 @@ def backward(
         weight_per_head(row_weight, query.shape[1]),
         _contiguous(rows),
         _contiguous(key_mask),
-        saved.row_max.contiguous(),
-        saved.row_sum.contiguous(),
+        *(_contiguous(x) for x in saved),
         d_query,
         d_key,
         d_value,
@@ -93,8 +89,8 @@ def backward(
     if d_weight is not None and row_weight is not None:
         d_weight = (d_weight.sum(1) if row_weight.dim() == 2 else d_weight).to(row_weight.dtype)
     return (
-        d_query.to(query.dtype) if wanted.query else None,
-        d_key.to(key.dtype) if wanted.key else None,
-        d_value.to(value.dtype) if wanted.value else None,
+        None if d_query is None else d_query.to(query.dtype),
+        None if d_key is None else d_key.to(key.dtype),
+        None if d_value is None else d_value.to(value.dtype),
         d_weight,
     )

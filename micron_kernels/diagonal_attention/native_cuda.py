@@ -51,6 +51,7 @@ def forward(inputs: Inputs, keep: bool) -> tuple[Tensor, Saved]:
         weights,
         row_max,
         row_sum,
+        None,
     )
     return out, Saved(weights, row_max, row_sum)
 

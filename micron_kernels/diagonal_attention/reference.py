@@ -179,7 +179,7 @@ def backward(
             d_query[:, :, block] = torch.matmul(d_scores, x.key)
         if wanted.key:
             d_key += torch.matmul(d_scores.transpose(-2, -1), q)
-    if x.masked is not None:  # a masked position has no part in any score, but 0 · NaN of another one is not 0
+    if x.masked is not None:  # such a position has no part in any score, but 0 · NaN of another one is not 0
         d_query.masked_fill_(x.masked[..., None], 0)
         d_key = x.of_keys(d_key)
 

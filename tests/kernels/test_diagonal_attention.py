@@ -130,6 +130,14 @@ def test_large_logits_give_no_nan(target, dtype):
     assert all(x.isfinite().all() for x in results.values())
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (1, 1, 2, 1), (4, 4, 2, 3), (1, 1, 40, 24)], ids=str)
+def test_a_row_whose_scores_are_all_minus_infinity_has_weight_and_gradient_zero(shape):
+    query = torch.full(shape, 1e30)
+    inputs = {"query": query, "key": -query, "value": torch.ones(shape)}
+    results = harness.run(both, inputs, ("query", "key", "value"), [torch.ones(shape), torch.ones(shape[:3])])
+    assert all((x == 0).all() for x in results.values())
+
+
 @target
 def test_masked_positions_are_zero_whatever_they_hold(target):
     impl, device = target
