@@ -95,14 +95,13 @@ def warn_once(operator: str, dtypes: Sequence[torch.dtype]) -> None:
     if _has_warned or unwanted or native is None or not set(dtypes) <= set(native.DTYPES):
         return
     _has_warned = True
+    level, caller = 2, sys._getframe(1)
+    while caller.f_back and caller.f_globals.get("__name__", "").partition(".")[0] in (__package__, "torch"):
+        level, caller = level + 1, caller.f_back
     warnings.warn(
         f"micron_kernels runs in plain PyTorch, which is slower: {reason}. To build it: {REBUILD}",
-        stacklevel=4,  # who called the operator
+        stacklevel=level,  # who called the operator
     )
-
-
-# What torch.compiler.assume_constant_result sets, at the price of importing Dynamo: run while tracing, not traced.
-warn_once._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def operators() -> Any:

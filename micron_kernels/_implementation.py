@@ -115,8 +115,7 @@ def choose(
                 if name == "reference" and "native" not in available:
                     _extension.warn_once(operator, dtypes)
                 return name
-            if not torch.compiler.is_compiling():  # logging cannot be traced
-                logger.debug("%s: falling back from %r, which %s", operator, name, why)
+            logger.debug("%s: falling back from %r, which %s", operator, name, why)
         raise AssertionError(f"{operator} has no reference")
     if impl not in NAMES:
         raise ValueError(f"{operator}: impl={impl!r} is not one of {', '.join(map(repr, NAMES))}, None")

@@ -2,6 +2,9 @@
 
 import importlib.util
 import logging
+import subprocess
+import sys
+import textwrap
 from types import SimpleNamespace
 
 import pytest
@@ -177,3 +180,20 @@ def test_a_remembered_choice_asks_once(machine, monkeypatch):
     for _ in range(3):
         chosen(None, CPU, (torch.float32,))
     assert len(asked) == 1
+
+
+def test_the_warning_of_a_missing_extension_names_who_called():
+    script = """
+        import sys, warnings
+        sys.modules["micron_kernels._native"] = None  # its import raises ModuleNotFoundError
+        import torch, micron_kernels
+        x = torch.rand(1, 1, 2, 8)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for _ in range(2):
+                micron_kernels.diagonal_attention(x, x, x)
+        (warning,) = [w for w in caught if "runs in plain PyTorch" in str(w.message)]
+        assert warning.category is UserWarning
+        assert warning.filename == "<string>", warning.filename
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True)
