@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
 import json
 import os
 import stat
+import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 #: Environment variables that raise the limits.
-BYTES, PIXELS = "MICRON_MAX_BYTES", "MICRON_MAX_PIXELS"
+BYTES, PIXELS, CELLS = "MICRON_MAX_BYTES", "MICRON_MAX_PIXELS", "MICRON_MAX_CELLS"
 _MOST_PIXELS = 2**26
 _MOST_JSON = 2**26
+#: Of a spreadsheet. The largest database lists a few thousand expressions in a dozen columns.
+_MOST_CELLS, _MOST_UNPACKED = 2**18, 2**26
 _BLOCK = 2**20
+
+
+class NoFile(ValueError):
+    """A pipe, a socket or a device where a file should be."""
 
 
 class TooLarge(ValueError):
@@ -69,38 +78,41 @@ def check_pixels(width: int, height: int) -> None:
         )
 
 
-def read_file(path: str | Path, most: int | None = None) -> bytes:
-    """The bytes of a regular file, at most ``most`` (what memory allows if not given).
-
-    A pipe, on which a read would wait for ever, or a device that never ends is refused, unopened or unread.
+def open_file(path: str | Path) -> BinaryIO:
+    """A regular file, to be read; a pipe, on which a read would wait for ever, or a device without end is refused.
 
     Raises:
-        OSError: it cannot be opened or read; IsADirectoryError and FileNotFoundError among them.
-        TooLarge: it is no regular file, or holds more.
+        OSError: it cannot be opened; IsADirectoryError and FileNotFoundError among them.
+        NoFile: it is neither a folder nor a regular file.
     """
     # Without O_NONBLOCK the opening of a pipe waits for who writes to it.
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    with open(handle, "rb") as file:
-        about = os.fstat(handle)
-        if stat.S_ISDIR(about.st_mode):
-            raise IsADirectoryError(f"{path}: is a folder")
-        if not stat.S_ISREG(about.st_mode):
-            raise TooLarge(f"{path}: is no regular file")
+    kind = os.fstat(handle).st_mode
+    if stat.S_ISREG(kind):
+        return open(handle, "rb")
+    os.close(handle)
+    if stat.S_ISDIR(kind):
+        raise IsADirectoryError(f"{path}: is a folder, not a file")
+    raise NoFile(f"{path}: is no regular file")
+
+
+def read_file(path: str | Path, most: int | None = None) -> bytes:
+    """The bytes of a regular file, at most ``most``, which is ``most_bytes()`` if not given.
+
+    Raises:
+        OSError, NoFile: as :func:`open_file`.
+        TooLarge: it holds more.
+    """
+    with open_file(path) as file:
         if most is None:
-            check_bytes(about.st_size, f"{path}:")
+            check_bytes(os.fstat(file.fileno()).st_size, f"{path}:")
             most = most_bytes()
-        # A file may grow while it is read, and a stated size may be wrong.
-        content = file.read(most + 1) if most < _BLOCK else _read_blocks(file, most)
-    if len(content) > most:
+        blocks, total = [], 0  # a file may grow while it is read
+        while total <= most and (block := file.read(_BLOCK)):
+            blocks.append(block)
+            total += len(block)
+    if total > most:
         raise TooLarge(f"{path}: holds more than {most} bytes")
-    return content
-
-
-def _read_blocks(file: Any, most: int) -> bytes:
-    blocks, total = [], 0
-    while total <= most and (block := file.read(_BLOCK)):
-        blocks.append(block)
-        total += len(block)
     return b"".join(blocks)
 
 
@@ -119,3 +131,40 @@ def read_json(path: str | Path) -> Any:
         raise ValueError(f"{path}: is nested too deep to be read") from None
     except ValueError as error:
         raise ValueError(f"{path}: is no JSON ({error})") from None
+
+
+def check_archive(path: str | Path) -> None:
+    """Raises TooLarge for a zip (a spreadsheet is one) whose members unpack to more than 64 MiB, or are one another.
+
+    Raises also OSError, and BadZipFile for what is none.
+    """
+    with open_file(path) as file, zipfile.ZipFile(file) as archive:
+        total = sum(member.file_size for member in archive.infolist())
+    most = _raised(BYTES) or _MOST_UNPACKED
+    if total > most:
+        raise TooLarge(f"{path}: unpacks to {total} bytes, and {most} are allowed; {BYTES}={total} allows it")
+
+
+def check_cells(count: int, path: str | Path) -> None:
+    """Raises TooLarge for more cells of a spreadsheet than ``MICRON_MAX_CELLS``, 2¹⁸ if that is not set."""
+    most = _raised(CELLS) or _MOST_CELLS
+    if count > most:
+        raise TooLarge(f"{path}: has more than {most} cells; a larger {CELLS} allows it")
+
+
+def read_csv(path: str | Path) -> list[list[str]]:
+    """The rows of a csv in UTF-8.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no text in UTF-8, or no csv; or TooLarge.
+    """
+    try:
+        text = read_file(path).decode("utf-8-sig")
+        return list(csv.reader(io.StringIO(text, newline="")))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: is not text in UTF-8") from None
+    except csv.Error as error:
+        raise ValueError(f"{path}: {error}") from None

@@ -92,7 +92,7 @@ def read_settings(kind: type[_Config], found: Any, where: str | Path) -> _Config
             f"{where}: holds another kind of model, no {what}: settings missing: {', '.join(missing) or 'none'}; not "
             f"known: {', '.join(map(repr, unknown)) or 'none'}"
         )
-    values = {}
+    values: dict[str, Any] = {}
     for name in names:
         inner = [x for x in (hints[name], *typing.get_args(hints[name])) if dataclasses.is_dataclass(x)]
         if inner and not (found[name] is None and _fits(None, hints[name])):
@@ -116,6 +116,11 @@ def _depths(config: Any) -> int:
     return total
 
 
+def name_of(dtype: torch.dtype) -> str:
+    """As safetensors writes it."""
+    return _NAMES_OF_TYPES.get(dtype, str(dtype))
+
+
 def differences(wanted: Mapping[str, Tensor], found: Mapping[str, tuple[tuple[int, ...], str]]) -> list[str]:
     """How tensors, given by shape and type, are not those of a model; every name."""
     listed = []
@@ -127,8 +132,8 @@ def differences(wanted: Mapping[str, Tensor], found: Mapping[str, tuple[tuple[in
         (shape, dtype), tensor = found[name], wanted[name]
         if shape != tuple(tensor.shape):
             listed.append(f"{name} has the shape {shape}, not {tuple(tensor.shape)}")
-        if dtype != _NAMES_OF_TYPES.get(tensor.dtype, str(tensor.dtype)):
-            listed.append(f"{name} is {dtype}, not {_NAMES_OF_TYPES.get(tensor.dtype, tensor.dtype)}")
+        if dtype != name_of(tensor.dtype):
+            listed.append(f"{name} is {dtype}, not {name_of(tensor.dtype)}")
     return sorted(listed)
 
 
@@ -198,7 +203,7 @@ class SavedModel(nn.Module, PyTorchModelHubMixin):
         path = folder / _CONFIG
         found = read_json(path)
         try:
-            config = read_settings(cls._config_class(), found, path)
+            config: Any = read_settings(cls._config_class(), found, path)
         except (TypeError, OverflowError) as error:
             raise ValueError(f"{path}: {error}") from None
         return _load(folder / _WEIGHTS, config, cls).eval()

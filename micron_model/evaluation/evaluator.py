@@ -23,7 +23,9 @@ from rich.progress import Progress
 from torch import Tensor
 
 from ..data.clips.inputs import ClipInput, StoredValues, Values
+from ..limits import read_json
 from ..models import products
+from ..plain_text import say
 from ..progress import progress_bar
 from ..recognizers.base import Examples, Recipe, Start, name_of, recipe_class
 from ..recognizers.fitting import features_of, logits_of
@@ -269,7 +271,7 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
     settings = json.loads(json.dumps(settings))
     if path.exists():
         try:
-            before = dict(json.loads(path.read_bytes()))
+            before = dict(read_json(path))
         except (ValueError, TypeError):
             raise ValueError(f"{path}: does not say of which evaluation; give another folder") from None
         different = [name for name in settings if before.get(name) != settings[name]]
@@ -364,7 +366,7 @@ def _evaluate(
             for seed in range(config.seeds if kind == _SHUFFLED or trained[kind].recipe.seeded else 1)
             for fold in range(len(task.folds))
         ]
-        rows = {job: found for job in jobs if (found := _finished(_path(out, job, task), task)) is not None}
+        rows = {job: found for job in jobs if (found := _finished(out, job, task, config)) is not None}
         mine = jobs[part[0] - 1 :: part[1]]
         remaining = [job for job in mine if job not in rows]
         shown = progress.add_task("folds", total=len(mine), completed=len(mine) - len(remaining))
@@ -374,15 +376,20 @@ def _evaluate(
             write_predictions(path, Predictions(task.classes, tuple(predicted)))
             rows[job] = predicted
             progress.update(shown, advance=1)
-    return _collect(out, task, jobs, rows, console)
+    return _collect(out, task, config, jobs, rows, console)
 
 
 def _collect(
-    out: Path, task: Task, jobs: list[_Job], rows: dict[_Job, list[Prediction]], console: Console
+    out: Path,
+    task: Task,
+    config: EvaluateConfig,
+    jobs: list[_Job],
+    rows: dict[_Job, list[Prediction]],
+    console: Console,
 ) -> Evaluation | None:
     """All predictions, once those of the other parts are there too."""
     for job in jobs:
-        if job not in rows and (found := _finished(_path(out, job, task), task)) is not None:
+        if job not in rows and (found := _finished(out, job, task, config)) is not None:
             rows[job] = found
     missing = len(jobs) - len(rows)
     if missing:
@@ -440,11 +447,40 @@ def _path(out: Path, job: _Job, task: Task) -> Path:
     return out / "folds" / f"{_slug(job.kind)}-{job.seed}" / f"{fold}.csv"
 
 
-def _finished(path: Path, task: Task) -> list[Prediction] | None:
+def _finished(out: Path, job: _Job, task: Task, config: EvaluateConfig) -> list[Prediction] | None:
+    """The predictions of a fold that was done before, if it was.
+
+    Raises:
+        ValueError: what is there is not of this fold, or not all of it.
+    """
+    path = _path(out, job, task)
     try:
-        return list(read_predictions(path, task.classes).rows)
+        predictions = read_predictions(path, task.classes)
     except FileNotFoundError:
         return None
+    fold = task.folds[job.fold]
+    expressions = [(task.expressions[i], task.labels[i]) for i in fold.test]
+    expected = {(e.dataset, e.subject, e.name, label) for e, label in expressions}
+    found = [(row.dataset, row.subject, row.clip, row.truth) for row in predictions.rows]
+    different = [
+        f"{name} {value!r}"
+        for row in predictions.rows
+        for name, value, wanted in (
+            ("fold", row.fold, fold.name), ("seed", row.seed, job.seed), ("selection", row.selection, config.stamp)
+        )
+        if value != wanted
+    ]  # fmt: skip
+    if (
+        len(found) != len(expected)
+        or set(found) != expected
+        or predictions.classes != task.classes
+        or different
+    ):
+        reason = different[0] if different else "other clips, classes or truths"
+        raise ValueError(
+            f"{path}: holds {reason}, not those of fold {fold.name}, seed {job.seed}; delete it to do the fold again"
+        )
+    return list(predictions.rows)
 
 
 def _features_path(out: Path, kind: str) -> Path:
@@ -455,19 +491,31 @@ def _cached_features(
     out: Path, kind: str, entrant: Entrant, task: Task, values: Values, device: str, progress: Progress
 ) -> Tensor:
     """Features of all clips, computed once: nothing in them was fitted to any clip."""
+    path = _features_path(out, kind)
     stored = features_in(out, kind)
-    if stored is not None and len(stored) == len(values):
-        return torch.from_numpy(stored)
+    if stored is not None:
+        said = path.with_suffix(".sha256")
+        if (
+            len(stored) == len(values)
+            and said.is_file()
+            and said.read_text() == _digest([torch.from_numpy(stored)])
+        ):
+            return torch.from_numpy(stored)
+        say(progress.console, f"{path}: is not what was written there; the features are computed again")
     recognizer = entrant.recipe.build(entrant.start, task.classes, seed=0).to(device).eval()
     shown = progress.add_task("features", total=len(values))
     features = features_of(recognizer, values, advance=lambda n: progress.update(shown, advance=n))
-    with whole_file(_features_path(out, kind)) as file:
+    with whole_file(path) as file:
         np.save(file, features.numpy(), allow_pickle=False)
+    write_whole(path.with_suffix(".sha256"), _digest([features]))
     return features
 
 
 def features_in(out: Path, kind: str = _MODEL) -> np.ndarray | None:
     """The features (n, F) that an evaluation left in its folder, where embedding is the same in every fold."""
-    with contextlib.suppress(OSError, ValueError, EOFError):
-        return np.load(_features_path(out, kind), allow_pickle=False)
+    with contextlib.suppress(OSError, ValueError, EOFError, SyntaxError):
+        # Mapped first: a header may state more than there is.
+        mapped = np.load(_features_path(out, kind), mmap_mode="r", allow_pickle=False)
+        if mapped.ndim == 2 and mapped.dtype == np.float32:
+            return np.array(mapped)
     return None

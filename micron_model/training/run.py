@@ -15,6 +15,7 @@ from ..data.clips.frames import Clip
 from ..models import products
 from ..models.config import MicronBERTConfig
 from ..models.micron_bert import MicronBERT
+from ..saved_model import check_finite, differences, name_of
 from . import checkpoint
 from .batches import Positions, fingerprint, sort_out
 from .config import FREE, PretrainConfig
@@ -115,9 +116,21 @@ class Run:
                 raise checkpoint.CheckpointError(
                     f"{self.path}: has no {name!r}; it is not a checkpoint of pretrain"
                 )
-        self._check_settings(content["settings"])
-        self.model.load_state_dict(content["model"])
-        self.optimizer.load_state_dict(content["optimizer"])
+        try:
+            self._check_settings(content["settings"])
+            self._check_values(content)
+            self.model.load_state_dict(content["model"])
+            # The rest of an optimizer's state are its settings, which this run has of its own.
+            groups = self.optimizer.state_dict()["param_groups"]
+            state = {"state": content["optimizer"]["state"], "param_groups": groups}
+            self.optimizer.load_state_dict(state)
+        except checkpoint.CheckpointError:
+            raise
+        except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise checkpoint.CheckpointError(
+                f"{self.path}: is no checkpoint of this run ({reason})"
+            ) from None
         self.step, self.skipped_in_a_row = content["step"], content["skipped_in_a_row"]
         self.positions = content["positions"]
         if content["settings"]["readers"] != self.settings["readers"]:
@@ -152,6 +165,31 @@ class Run:
             raise ValueError(
                 f"the ranks cannot multiply alike ({told}): give all the same {products.VARIABLE}"
             )
+
+    def _check_values(self, content: dict[str, Any]) -> None:
+        """Raises ValueError for what no run of these settings can have written."""
+        for name, most in (("step", self.config.steps), ("skipped_in_a_row", 10**6)):
+            if type(content[name]) is not int or not 0 <= content[name] <= most:
+                raise ValueError(f"{name} is {content[name]!r:.80}; it must lie in [0, {most}]")
+        for consumer, place in content["positions"].items():
+            if (
+                type(consumer) is not int
+                or len(place) != 3
+                or any(type(n) is not int or n < 0 for n in place)
+            ):
+                raise ValueError(f"positions has {consumer!r:.80}: {place!r:.80}")
+        tensors = content["model"]
+        stated = {name: (tuple(x.shape), name_of(x.dtype)) for name, x in tensors.items()}
+        if listed := differences(self.model.state_dict(), stated):
+            raise ValueError(f"does not hold the weights of this model: {'; '.join(listed)}")
+        check_finite(tensors, self.path)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        for number, moments in content["optimizer"]["state"].items():
+            for name, value in moments.items():
+                if value.shape not in ((), parameters[number].shape) or not torch.isfinite(value).all():
+                    raise ValueError(
+                        f"the optimizer's {name} of parameter {number} does not fit, or is not finite"
+                    )
 
     def _check_settings(self, stored: dict[str, Any]) -> None:
         differences = []

@@ -187,7 +187,7 @@ def other_positions(path):
         (
             lambda path: save(path, {k: v for k, v in official_state().items() if k != "att.to_q.bias"}),
             ValueError,
-            "does not fit a μ-BERT of its size: missing .*to_q.bias",
+            "does not fit a μ-BERT of its size: missing: .*to_q.bias",
         ),
     ],
 )

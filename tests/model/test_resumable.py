@@ -124,10 +124,10 @@ def held(tmp_path):
 @pytest.mark.parametrize("command", ["shard", "pretrain", "demo", "finetune", "predict", "evaluate"])
 def test_no_command_writes_to_a_claimed_folder(command, held, image_folder, small, tmp_path, refused):
     from micron_model.data.databases.lookalike import LookalikeConfig, make_lookalike
-    from micron_model.recognizers.micron_bert import Recognizer
+    from micron_model.recognizers.micron_bert import MicronBERTRecognizer
 
     small().save_pretrained(tmp_path / "model")
-    Recognizer.from_pretrained_backbone(small(), ("a", "b"), regions=2).save_pretrained(
+    MicronBERTRecognizer.from_pretrained_backbone(small(), ("a", "b"), regions=2).save_pretrained(
         tmp_path / "recognizer"
     )
     if command in ("finetune", "evaluate"):

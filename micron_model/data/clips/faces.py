@@ -37,7 +37,8 @@ def find_face(image: np.ndarray) -> Box | None:
     """The largest face in an image (H, W, 3), uint8, RGB, by scikit-image's cascade; None if there is none."""
     height, width = image.shape[:2]
     scale = min(1.0, _SEARCHED / height)
-    small = cv2.resize(image, (round(width * scale), round(height * scale)), interpolation=cv2.INTER_AREA)
+    sides = max(1, round(width * scale)), max(1, round(height * scale))
+    small = cv2.resize(image, sides, interpolation=cv2.INTER_AREA)
     shortest, longest = (int(share * min(small.shape[:2])) for share in (0.2, 1.0))
     if shortest < 24:  # the cascade's window
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ import cv2
 import numpy as np
 
 from ...faults import describe, raise_if_of_the_machine
+from ...limits import NoFile, TooLarge, check_pixels, open_file, read_file
+from .image_header import image_size
 from .videos import open_video
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
@@ -20,6 +23,10 @@ VIDEO_SUFFIXES = {".mp4", ".avi", ".mov", ".mkv", ".m4v"}
 
 #: Frames beyond a run that are tried before a video is taken to have ended.
 _DAMAGED_IN_A_ROW = 8
+#: Bytes that the shortest frame takes, one that repeats the last: its entry in the index of the file.
+_LEAST_OF_A_FRAME = 8
+#: Frames a second that a camera may take.
+_FASTEST = 100_000
 
 
 class FrameError(ValueError):
@@ -64,10 +71,17 @@ def _square(image: np.ndarray, size: int | None) -> np.ndarray:
     return np.ascontiguousarray(image[:, :, ::-1].transpose(2, 0, 1))
 
 
-def _decode(data: bytes | np.ndarray) -> np.ndarray:
+def _decode(data: bytes) -> np.ndarray:
     """The bytes of an image file as uint8 (H, W, 3), BGR. Raises FrameError, whose message is the reason alone."""
     if not len(data):
         raise FrameError("is empty (0 bytes)")
+    stated = image_size(data)
+    if stated is None:
+        raise FrameError(f"is not an image that can be decoded ({len(data)} bytes)")
+    try:
+        check_pixels(*stated)
+    except TooLarge as error:
+        raise FrameError(str(error)) from None
     try:
         image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_COLOR)
     except cv2.error as error:  # a header that states a size beyond what OpenCV takes
@@ -79,7 +93,7 @@ def _decode(data: bytes | np.ndarray) -> np.ndarray:
     return image
 
 
-def decode_image(data: bytes | np.ndarray, size: int | None = None) -> np.ndarray:
+def decode_image(data: bytes, size: int | None = None) -> np.ndarray:
     """The bytes of an image file as uint8 (3, S, S), RGB: its central square, resized to ``size`` if given.
 
     Raises FrameError, whose message is the reason alone.
@@ -88,10 +102,12 @@ def decode_image(data: bytes | np.ndarray, size: int | None = None) -> np.ndarra
 
 
 def _read(path: Path) -> np.ndarray:
-    if not path.is_file():
-        raise FrameError(f"{path}: no such file", path)
     try:
-        return _decode(path.read_bytes())
+        return _decode(read_file(path))
+    except FileNotFoundError:
+        raise FrameError(f"{path}: no such file", path) from None
+    except (NoFile, TooLarge) as error:
+        raise FrameError(str(error), path) from None
     except (OSError, MemoryError) as error:
         raise_if_of_the_machine(error, path)
         raise FrameError(f"{path}: {describe(error)}", path) from None
@@ -177,15 +193,31 @@ class VideoClip:
     @classmethod
     def open(cls, path: Path, fps: float | None = None) -> VideoClip:
         """Raises FrameError for a file that is no video, or has no frame."""
-        if not path.is_file():
-            raise FrameError(f"{path}: no such file")
+        try:
+            with open_file(path) as file:
+                size = os.fstat(file.fileno()).st_size
+        except FileNotFoundError:
+            raise FrameError(f"{path}: no such file") from None
+        except (OSError, NoFile) as error:
+            raise_if_of_the_machine(error, path)
+            raise FrameError(
+                str(error) if isinstance(error, NoFile) else f"{path}: {describe(error)}"
+            ) from None
         with open_video(path) as video:
             length = int(video.get(cv2.CAP_PROP_FRAME_COUNT)) if video.isOpened() else 0
+            try:
+                check_pixels(
+                    int(video.get(cv2.CAP_PROP_FRAME_WIDTH)), int(video.get(cv2.CAP_PROP_FRAME_HEIGHT))
+                )
+            except TooLarge as error:
+                raise FrameError(f"{path}: {error}") from None
+            if length > size // _LEAST_OF_A_FRAME:
+                raise FrameError(f"{path}: states {length} frames, which its {size} bytes cannot hold")
             if length < 1 or not video.read()[0]:
                 raise FrameError(f"{path}: no frame can be decoded from this video")
             rate = fps or video.get(cv2.CAP_PROP_FPS)
-            if not rate > 0:
-                raise FrameError(f"{path}: the video states no frame rate; give it with fps")
+            if not 0 < rate <= _FASTEST:
+                raise FrameError(f"{path}: the video states no frame rate ({rate:g}); give it with fps")
             return cls(path, float(rate), length)
 
     def read(self, indices: Sequence[int], size: int) -> np.ndarray:
@@ -280,7 +312,7 @@ def find_clips(
     for source in map(Path, sources):
         if not source.exists():
             raise FileNotFoundError(f"{source}: no such file or folder")
-        if source.is_file():
+        if not source.is_dir():
             if source.suffix.lower() in VIDEO_SUFFIXES:
                 add_video(source)
             else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -10,12 +9,19 @@ from pathlib import Path
 
 import numpy as np
 
+from ...limits import open_file, read_csv
 from ..clips.faces import Box, square_about_nose
 from ..clips.inputs import UnusableClip
 from .expressions import Expression
 
 #: A face and the margin that it wants on each side, as a share of its side.
 Given = tuple[Box, float]
+
+
+def _table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """(columns, rows) of a csv; a row that is cut short lacks the last columns."""
+    columns, *cells = read_csv(path) or [[]]
+    return columns, [dict(zip(columns, row, strict=False)) for row in cells if row]
 
 
 def read_boxes(path: Path) -> dict[str, Box]:
@@ -25,18 +31,14 @@ def read_boxes(path: Path) -> dict[str, Box]:
         FileNotFoundError: there is no such file.
         ValueError: columns are missing, or a row is not of numbers.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        columns, rows = list(reader.fieldnames or ()), list(reader)
+    columns, rows = _table(path)
     points = [name[1:] for name in columns if re.fullmatch(r"x\d+", name) and f"y{name[1:]}" in columns]
     if "clip" not in columns or not ({"x", "y", "width", "height"} <= set(columns) or len(points) >= 2):
         raise ValueError(
             f"{path}: has the columns {', '.join(columns)}; it must have clip, x, y, width, height, or clip and "
             "x1, y1, x2, y2, … of landmarks"
         )
-    return {row["clip"]: _square_about(row, points, path) for row in rows}
+    return {row.get("clip", ""): _square_about(row, points, path) for row in rows}
 
 
 def _square_about(row: Mapping[str, str], points: Sequence[str], path: Path) -> Box:
@@ -46,10 +48,10 @@ def _square_about(row: Mapping[str, str], points: Sequence[str], path: Path) -> 
             x, y, width, height = min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)
         else:
             x, y, width, height = (float(row[name]) for name in ("x", "y", "width", "height"))
-    except (TypeError, ValueError):
+    except (KeyError, ValueError):
         x = y = width = height = math.nan
     if not (math.isfinite(x + y + width + height) and width > 0 and height > 0):
-        raise ValueError(f"{path}: clip {row['clip']!r} has no box of positive width and height")
+        raise ValueError(f"{path}: clip {row.get('clip', '')!r} has no box of positive width and height")
     side = max(width, height)
     return Box(x + (width - side) / 2, y + (height - side) / 2, side)
 
@@ -70,12 +72,8 @@ def read_landmarks(path: Path) -> dict[str, np.ndarray]:
         if not files:
             raise ValueError(f"{path}: holds no <subject>/<clip>.npy")
         return {_clip_key(f"{file.parent.name}/{file.stem}"): _landmarks_in(file) for file in files}
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file or folder of landmarks")
     names = [f"{axis}{i}" for i in range(1, 69) for axis in "xy"]
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        columns, rows = list(reader.fieldnames or ()), list(reader)
+    columns, rows = _table(path)
     if missing := [name for name in ("clip", *names) if name not in columns]:
         raise ValueError(
             f"{path}: lacks the columns {', '.join(missing[:4])}; clip, x1, y1, … x68, y68 are needed"
@@ -84,14 +82,15 @@ def read_landmarks(path: Path) -> dict[str, np.ndarray]:
         return {
             _clip_key(row["clip"]): np.array([float(row[n]) for n in names]).reshape(68, 2) for row in rows
         }
-    except (TypeError, ValueError):
+    except (KeyError, ValueError):
         raise ValueError(f"{path}: a landmark is no number") from None
 
 
 def _landmarks_in(file: Path) -> np.ndarray:
     try:
-        found = np.load(file, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+        with open_file(file):  # a pipe would be waited for
+            found = np.load(file, mmap_mode="r", allow_pickle=False)  # a header may state more than there is
+    except (ValueError, OSError, EOFError, SyntaxError) as error:
         raise ValueError(f"{file}: holds no array of landmarks ({error})") from None
     if not isinstance(found, np.ndarray) or found.shape != (68, 2) or found.dtype.kind not in "iuf":
         what = f"{found.dtype} {found.shape}" if isinstance(found, np.ndarray) else type(found).__name__

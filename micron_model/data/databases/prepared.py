@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from ...faults import raise_if_of_the_machine
+from ...limits import open_file
 from ...whole_file import whole_file
 from ..clips.faces import Box, cut, find_face, spot_apex
 from ..clips.frames import FrameError, Problem, read_whole_image
@@ -95,6 +96,8 @@ def _encode(expression: Expression, clip_input: ClipInput, config: FaceConfig, g
     x, y = box.x + box.side / 2, box.y + box.side / 2
     if not (0 <= x < width and 0 <= y < height):
         raise UnusableClip(f"the centre of its face, ({x:g}, {y:g}), is outside the frame ({width}×{height})")
+    if box.side > 4 * max(height, width):  # what lies outside repeats the edge, and takes memory
+        raise UnusableClip(f"its face has the side {box.side:g}, four times that of the frame ({width}×{height})")
 
     def read(number: int, size: int | None = clip_input.size) -> np.ndarray:
         image = onset if number == expression.onset else read_whole_image(expression.path(number))
@@ -131,9 +134,13 @@ def _key(expression: Expression, clip_input: ClipInput, config: FaceConfig, give
 
 def _load(path: Path) -> Kept | None:
     try:
+        with open_file(path) as file, zipfile.ZipFile(file) as members:
+            # numpy's savez does not compress; what unpacks to more than is there was made to.
+            if sum(member.file_size for member in members.infolist()) > os.fstat(file.fileno()).st_size:
+                return None
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
             return Kept(stored["values"], int(stored["apex"]), bool(stored["found"]))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError, TypeError, KeyError, EOFError, MemoryError, SyntaxError, zipfile.BadZipFile):
         return None
 
 

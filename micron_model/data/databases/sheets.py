@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 import warnings
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 import openpyxl
 
 from ...faults import raise_if_of_the_machine
+from ...limits import NoFile, TooLarge, check_archive, check_cells, open_file, read_csv
 from .folders import folders
 
 _SUFFIXES = {".xlsx", ".xlsm", ".xls", ".csv"}
@@ -57,26 +57,38 @@ def read_tables(path: Path) -> dict[str, list[list[str]]]:
         FileNotFoundError: there is no such file.
         ValueError: it cannot be read, because it is cut short, locked by a password, or an old .xls.
     """
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"{path}: no such file")
     if path.suffix.lower() == ".xls":
         raise ValueError(f"{path}: old .xls files are not read; save it as .xlsx or .csv")
     try:
         if path.suffix.lower() == ".csv":
-            with open(path, newline="", encoding="utf-8-sig") as file:
-                return {path.name: [[_text(cell) for cell in row] for row in csv.reader(file)]}
-        with warnings.catch_warnings():
+            return {path.name: [[_text(cell) for cell in row] for row in read_csv(path)]}
+        check_archive(path)
+        with warnings.catch_warnings(), open_file(path) as file:
             warnings.simplefilter("ignore", UserWarning)  # openpyxl speaks of styles it does not know
-            book = openpyxl.load_workbook(path, data_only=True)
-        return {
-            sheet.title: [[_text(cell) for cell in row] for row in sheet.iter_rows(values_only=True)]
-            for sheet in book.worksheets
-        }
+            return _read_worksheets(path, openpyxl.load_workbook(file, read_only=True, data_only=True))
+    except (TooLarge, NoFile):
+        raise
     except Exception as error:  # a damaged archive raises whatever its parsers stumble over
         raise_if_of_the_machine(error, path)
         raise ValueError(
             f"{path}: cannot be read as a spreadsheet ({type(error).__name__}: {error}); unpack or download it again"
         ) from None
+
+
+def _read_worksheets(path: Path, book: openpyxl.Workbook) -> dict[str, list[list[str]]]:
+    """A row at a time, so that a sheet of more cells than are taken is left where it passes that."""
+    tables: dict[str, list[list[str]]] = {}
+    count = 0
+    for sheet in book.worksheets:
+        sheet.reset_dimensions()  # what it states of them may be wrong
+        rows = tables[sheet.title] = []
+        for row in sheet.iter_rows(values_only=True):
+            count += max(1, len(row))
+            check_cells(count, path)
+            rows.append([_text(cell) for cell in row])
+    return tables
 
 
 def read_sheet(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from ...limits import read_json
 from ..clips.frames import Clip, ImageFolderClip, VideoClip
 
 #: δ reaches 11 frames at 30 a second: a shorter run could not hold both frames of the widest pair.
@@ -133,7 +133,7 @@ def fingerprint(clips: Sequence[Clip]) -> str:
 def check_plan(path: Path, plan: dict[str, Any]) -> None:
     """Raises ValueError if the plan in ``path`` is another."""
     try:
-        before = json.loads(path.read_bytes())
+        before = read_json(path)
         settings, data = dict(before["settings"]), before["data"]
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{path}: is no plan of shards; give another folder") from None

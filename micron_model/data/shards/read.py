@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import glob
 import hashlib
 import json
@@ -12,7 +13,7 @@ import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -22,8 +23,10 @@ from webdataset.tariterators import group_by_keys
 
 from ...addresses import Address, expand, open_address
 from ...faults import describe, raise_if_of_the_machine
+from ...limits import TooLarge, open_file
 from ..clips.frames import FrameError, Problem, decode_image
 from ..clips.pairs import check_delta, draw_delta
+from .unpack import Unpacked
 
 #: (epoch, number of the shard in that epoch's order, number of the next pair in that shard)
 Position = tuple[int, int, int]
@@ -123,11 +126,15 @@ def _members(shard: str, note: Callable[[str], None]) -> Iterator[dict[str, Any]
     webdataset's own loop ends without a word at a damaged header, and when a command fails late.
     """
     stream: BinaryIO | Pipe | None = None
+    endless = False
     try:
-        stream = open_address(shard) if isinstance(shard, Address) else open(shard, "rb")  # noqa: SIM115  (closed below)
+        stream = open_address(shard) if isinstance(shard, Address) else open_file(shard)
         set_options(stream, ignore_errors=True)  # or a pipe that fails would drop what it had sent
-        with tarfile.open(fileobj=stream, mode="r|*") as tar:
+        with tarfile.open(fileobj=cast(BinaryIO, Unpacked(stream)), mode="r|") as tar:
             for member in tar:
+                if member.issparse():
+                    note(f"{member.name} is sparse, which would unpack to what is not there: passed over")
+                    continue
                 file = tar.extractfile(member) if member.isreg() else None
                 if file is not None:
                     yield {"fname": member.name, "data": file.read(), "__url__": shard}
@@ -136,8 +143,11 @@ def _members(shard: str, note: Callable[[str], None]) -> Iterator[dict[str, Any]
     except Exception as error:  # a handler of URLs may raise anything
         raise_if_of_the_machine(error, shard)
         note(f"cannot be read to its end ({describe(error)})")
+        endless = isinstance(error, TooLarge)
     if isinstance(stream, Pipe):
-        while stream.read(1 << 16):  # a command whose output is closed early would seem to fail
+        while not endless and stream.read(
+            1 << 16
+        ):  # a command whose output is closed early would seem to fail
             pass
         stream.close()
         if stream.status not in stream.ignore_status:
@@ -186,6 +196,22 @@ def read_shard(shard: str | Address) -> tuple[list[Run], list[Problem]]:
     samples = group_by_keys(_members(shard, note), handler=note_duplicate)
     runs = [run for sample in samples if (run := _run(sample, note)) is not None]
     return runs, problems
+
+
+def nearest_pair(numbers: Sequence[int], delta: int) -> tuple[int, int]:
+    """Of ascending numbers, the two whose distance is nearest to ``delta``; of several such, the first.
+
+    Each number has at most two partners that could be nearest: the last before t + δ and the first after it.
+    """
+    best: tuple[int, int, int] | None = None
+    for i, t in enumerate(numbers[:-1]):
+        after = bisect.bisect_left(numbers, t + delta, i + 1)
+        for k in (after - 1, after):
+            if i < k < len(numbers):
+                found = (abs(numbers[k] - t - delta), t, numbers[k])
+                best = found if best is None else min(best, found)
+    assert best is not None, "two numbers at least"
+    return best[1:]
 
 
 class ShardPairs(IterableDataset):
@@ -253,9 +279,8 @@ class ShardPairs(IterableDataset):
         if starts:
             t = starts[int(rng.integers(len(starts)))]
             later = t + delta
-        else:  # frames are missing: the pair whose distance is nearest to δ
-            pairs = [(t, later) for t in numbers for later in numbers if t < later]
-            t, later = min(pairs, key=lambda pair: abs(pair[1] - pair[0] - delta))
+        else:
+            t, later = nearest_pair(numbers, delta)
         return t, later, self.flip and bool(rng.integers(2))
 
     def _pair(

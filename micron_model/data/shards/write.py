@@ -29,6 +29,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from webdataset import TarWriter
 
+from ...limits import read_json
 from ...resumable import claimed
 from ...signals import NotedSignals
 from ...whole_file import whole_file
@@ -121,8 +122,14 @@ def _write_shard(
 def _finished(path: Path) -> dict[str, Any] | None:
     """What is said of a shard that is finished."""
     try:
-        return json.loads(path.with_suffix(".json").read_bytes()) if path.is_file() else None
-    except (FileNotFoundError, ValueError):
+        if not path.is_file():
+            return None
+        said = read_json(path.with_suffix(".json"))
+        problems = said["problems"]
+        counted = all(type(said[name]) is int for name in ("runs", "frames"))
+        listed = isinstance(problems, list) and all(isinstance(p, list) and len(p) == 2 for p in problems)
+        return said if counted and listed else None
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
 
 

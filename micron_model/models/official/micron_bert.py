@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...limits import check_bytes
 from ...safe_load import safe_load
+from ...saved_model import check_finite, differences, name_of
 from ..config import MicronBERTConfig
 from ..micron_bert import MicronBERT
 from ..vit import sincos_positions
@@ -54,7 +56,10 @@ def _config(
     """The settings that the shapes of the tensors imply."""
 
     def depth(prefix: str) -> int:
-        return 1 + max(int(name[len(prefix) :].split(".")[0]) for name in tensors if name.startswith(prefix))
+        blocks = {name[len(prefix) :].split(".")[0] for name in tensors if name.startswith(prefix)}
+        if blocks != {str(i) for i in range(len(blocks))}:
+            raise ValueError(f"the blocks under {prefix} are not numbered from 0 on")
+        return len(blocks)
 
     patch_size = round((tensors["decoder_pred.bias"].numel() / 3) ** 0.5)
     grid = round((tensors["backbone.pos_embed"].shape[1] - 1) ** 0.5)
@@ -106,6 +111,24 @@ def load_official(path: str | Path, **overrides: Any) -> MicronBERT:
     """
     path = Path(path)
     tensors, arguments = _read(path)
+    check_finite(tensors, path)
+    try:
+        return _build(path, tensors, arguments, overrides).eval()
+    except KeyError as error:
+        raise ValueError(
+            f"{path}: {error.args[0]} is missing: not a checkpoint of the authors' layout"
+        ) from None
+    except (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError) as error:
+        if str(error).startswith(f"{path}: "):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path}: not a checkpoint of the authors' layout ({reason})") from None
+
+
+def _build(
+    path: Path, tensors: dict[str, Tensor], arguments: dict[str, Any], overrides: dict[str, Any]
+) -> MicronBERT:
+    """The model of a checkpoint's tensors; may raise whatever tensors of other shapes make it stumble over."""
     state: dict[str, Tensor] = {}
     unknown = []
     for name, tensor in tensors.items():
@@ -120,21 +143,19 @@ def load_official(path: str | Path, **overrides: Any) -> MicronBERT:
         raise ValueError(
             f"{path}: keys that are not of the authors' layout: {', '.join(sorted(unknown)[:5])}"
         )
-    try:
-        model = MicronBERT(_config(tensors, arguments, overrides))
-    except KeyError as error:
-        raise ValueError(
-            f"{path}: {error.args[0]} is missing: not a checkpoint of the authors' layout"
-        ) from None
+    config = _config(tensors, arguments, overrides)
+    with torch.device("meta"):
+        outline = MicronBERT(config)
+    held = [*outline.parameters(), *outline.buffers()]
+    check_bytes(sum(x.numel() * x.element_size() for x in held), f"{path}: the model of its tensors")
     embedding = state.get("encoder.patch_embed.weight")
     if embedding is not None and embedding.dim() == 4:  # [D, C, P, P] of a convolution to [D, P·P·C]
         state["encoder.patch_embed.weight"] = embedding.permute(0, 2, 3, 1).flatten(1)
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    missing = [name for name in missing if not name.startswith("dino.")]
-    if missing or unexpected:
-        raise ValueError(
-            f"{path}: does not fit a μ-BERT of its size: missing {missing[:5]}, unexpected {unexpected[:5]}"
-        )
+    wanted = {name: x for name, x in outline.state_dict().items() if not name.startswith("dino.")}
+    if listed := differences(wanted, {name: (tuple(x.shape), name_of(x.dtype)) for name, x in state.items()}):
+        raise ValueError(f"{path}: does not fit a μ-BERT of its size: {'; '.join(listed)}")
+    model = MicronBERT(config)
+    model.load_state_dict(state, strict=False)
     if model.dino is not None:  # its teacher copied the weights before they were loaded
         model.dino.teacher_encoder.load_state_dict(model.encoder.state_dict())
-    return model.eval()
+    return model
