@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from .data.clips.frames import FrameError, ImageFolderClip, VideoClip, find_clip
 from .data.clips.inputs import ClipInput
 from .data.clips.motion import pair_motion
 from .data.clips.videos import open_video
+from .plain_text import in_figure
 from .recognizers.base import Recognizer
 from .recognizers.fitting import logits_of
 from .visualize import LINE_COLOURS
@@ -28,6 +29,8 @@ _SPOTTED = 96
 _RISE = 0.25
 #: Frames from the first on among which a face is looked for, one a second.
 _TRIES = 10
+#: Frames whose motion is computed together.
+_AT_ONCE = 64
 
 
 #: Said wherever predictions are shown.
@@ -144,25 +147,51 @@ def _face_of(clip: VideoClip | ImageFolderClip) -> Box:
     )
 
 
-def difference_curve(frames: Tensor, fps: float, patch_size: int = 8) -> Tensor:
+def difference_curve(
+    frames: Tensor | Iterable[np.ndarray | Tensor], fps: float, patch_size: int = 8
+) -> Tensor:
     """How much each frame of a clip (T, 3, S, S), uint8, differs from those a quarter second before and after, (T,).
 
     The motion against the mean of the two, which a slow change does not raise, minus the mean of that motion at the
     same two frames: an appearance-based feature difference after Moilanen, Zhao and Pietikäinen (ICPR 2014), with
     grey levels of patches in place of their LBP histograms. In grey levels of 255.
+
+    Frames may come one by one: no more of them are kept than half a second and a few.
     """
-    count, reach = len(frames), max(1, round(_RISE * fps))
+    reach = max(1, round(_RISE * fps))
+    held: list[Tensor] = []  # frames from number ``first`` on
+    first = done = count = 0
+    motions: list[Tensor] = []
+
+    def measure(stop: int) -> None:
+        """The motion of the frames from ``done`` to ``stop`` - 1."""
+        nonlocal first, done
+        places = torch.arange(done, stop)
+        before, after = (places - reach).clamp(min=0), (places + reach).clamp(max=count - 1)
+        earlier, at, later = (
+            torch.stack([held[i - first] for i in part.tolist()]).float() for part in (before, places, after)
+        )
+        motions.append(pair_motion((earlier + later) / (2 * 255), at / 255, patch_size))
+        done = stop
+        dropped = max(0, done - reach - first)
+        del held[:dropped]
+        first += dropped
+
+    for frame in frames:
+        held.append(torch.as_tensor(frame))
+        count += 1
+        if count - reach - done == _AT_ONCE:
+            measure(done + _AT_ONCE)
     if count < 2 * reach + 1:
         raise ValueError(
             f"{count} frames at {fps:g} a second; at least {2 * reach + 1} are needed to spot anything"
         )
-    places = torch.arange(count)
-    before, after = (places - reach).clamp(min=0), (places + reach).clamp(max=count - 1)
-    motion = torch.empty(count)
-    for part in places.split(256):  # a long video's frames as floats would not fit
-        mean = (frames[before[part]].float() + frames[after[part]].float()) / (2 * 255)
-        motion[part] = pair_motion(mean, frames[part].float() / 255, patch_size)
-    return motion - (motion[before] + motion[after]) / 2
+    while done < count:
+        measure(min(count, done + _AT_ONCE))
+    motion, places = torch.cat(motions), torch.arange(count)
+    return (
+        motion - (motion[(places - reach).clamp(min=0)] + motion[(places + reach).clamp(max=count - 1)]) / 2
+    )
 
 
 def spot(curve: Tensor, fps: float, config: SpotConfig) -> list[Spotted]:
@@ -208,7 +237,7 @@ def predict(
     clip = clips[0]
     assert isinstance(clip, VideoClip | ImageFolderClip)
     box = _face_of(clip)
-    small = torch.from_numpy(np.stack([cut(x, box, config.margin, _SPOTTED) for x in _whole_frames(clip)]))
+    small = (cut(frame, box, config.margin, _SPOTTED) for frame in _whole_frames(clip))
     curve = difference_curve(small, clip.fps)
     found = spot(curve, clip.fps, config)
     values = _values(clip, box, found, recognizer.clip_input, config.margin)
@@ -229,7 +258,7 @@ def figure_of_curve(analysis: Analysis) -> Figure:
         onset, apex, offset = candidate.seconds
         axes.axvspan(onset, offset, color=LINE_COLOURS[1], alpha=0.2, lw=0)
         likeliest = max(candidate.probabilities, key=candidate.probabilities.__getitem__)
-        label = f"{likeliest} {candidate.probabilities[likeliest]:.2f}"
+        label = f"{in_figure(likeliest, 24)} {candidate.probabilities[likeliest]:.2f}"
         axes.annotate(
             label, (apex, analysis.curve[candidate.spotted.apex]), (0, 3), textcoords="offset points", ha="center",
             fontsize=8,

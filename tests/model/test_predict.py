@@ -1,6 +1,7 @@
 """A video of one's own: spotting, classifying, and what is said of it."""
 
 import json
+import weakref
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ import torch
 from micron_model import MicronBERT, preset
 from micron_model.cli import main
 from micron_model.data import FrameError, synthetic_clips
+from micron_model.data.clips.faces import cut
+from micron_model.data.clips.motion import pair_motion
 from micron_model.data.databases.lookalike import LookalikeConfig, make_lookalike
 from micron_model.prediction import SpotConfig, difference_curve, predict, spot
 from micron_model.recognizers.micron_bert import MicronBERTRecognizer
@@ -150,3 +153,55 @@ def test_bad_input_is_named_without_a_traceback(arguments, message, video, recog
     MicronBERT(preset("tiny")).save_pretrained(tmp_path / "model")
     filled = [a.format(tmp=tmp_path, video=video) for a in arguments]
     assert message in refused(["predict", *filled, "--out", str(tmp_path / "out")])
+
+
+@pytest.mark.parametrize(("count", "fps"), [(17, 30.0), (100, 30.0), (401, 200.0), (64 + 2 * 8, 30.0)])
+def test_the_curve_of_a_stream_is_that_of_all_frames_and_keeps_few(count, fps):
+    """As one formula on all frames at once, bit for bit."""
+    frames = np.random.default_rng(0).integers(0, 255, (count, 3, 16, 16), np.uint8)
+    alive = weakref.WeakSet()
+    most = 0
+
+    def stream():
+        nonlocal most
+        for frame in frames:
+            held = torch.from_numpy(frame.copy())
+            alive.add(held)
+            most = max(most, len(alive))
+            yield held
+
+    curve = difference_curve(stream(), fps)
+    reach, places = round(0.25 * fps), torch.arange(count)
+    before, after = (places - reach).clamp(min=0), (places + reach).clamp(max=count - 1)
+    x = torch.from_numpy(frames)
+    motion = pair_motion((x[before].float() + x[after].float()) / 510, x.float() / 255, 8)
+    assert torch.equal(curve, motion - (motion[before] + motion[after]) / 2)
+    assert torch.equal(curve, difference_curve(x, fps))
+    assert most <= 2 * reach + 70
+
+
+def test_a_prediction_holds_no_more_frames_of_a_longer_video(recognizer, clips, tmp_path, monkeypatch):
+    """Faces that are cut and kept, at their most, of one second and of four."""
+    kept = []
+    for count in (120, 360):
+        frames = clips[1].read([i % 60 for i in range(count)], 160)
+        path = write_video(tmp_path / f"{count}.avi", frames, fps=60)
+        alive: weakref.WeakSet = weakref.WeakSet()
+        most = 0
+
+        def counted(*arguments, whole=cut, alive=alive):
+            nonlocal most
+            face = whole(*arguments).view(Face)
+            alive.add(face)
+            most = max(most, len(alive))
+            return face
+
+        monkeypatch.setattr("micron_model.prediction.cut", counted)
+        predict(path, recognizer, SpotConfig(strength=1e9))
+        kept.append(most)
+    assert kept[0] >= 30
+    assert kept[1] <= kept[0] + 2
+
+
+class Face(np.ndarray):
+    """An array that can be referred to weakly."""
