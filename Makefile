@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test lint format install clean bench wheel abi-check sanitize-cpu sanitize bench-gpu
+.PHONY: demo test fuzz lint format install clean bench wheel abi-check sanitize-cpu sanitize bench-gpu
 
 install: $(STAMP)
 
@@ -25,6 +25,11 @@ demo: $(STAMP)
 # Two processes of a thread each; a file stays in one, for the fixtures that its tests share.
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# Damaged files of every kind that is read, half an hour of each; make fuzz SEED=1 for others.
+SEED ?= 0
+fuzz: $(STAMP)
+	MICRON_FUZZ_SECONDS=1800 MICRON_FUZZ_SEED=$(SEED) $(BIN)/python -m pytest tests/fuzz -rP
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

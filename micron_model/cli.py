@@ -31,6 +31,7 @@ from .faults import in_words
 from .loading import load_model
 from .models import products
 from .models.config import MicronBERTConfig, preset
+from .plain_text import say, visible
 from .recognizers.micron_bert import MicronBERTRecipe
 from .training import PretrainConfig, Stopped, pretrain
 from .training.problems import report_problems
@@ -92,7 +93,7 @@ class Pretrain:
         first = console if int(os.environ.get("RANK", 0)) == 0 else Console(quiet=True)
         data = self._find(first)
         pretrain(self.training, self.model, data, self.out, resume=self.resume, console=console)
-        first.print(f"model: {self.out / 'model'}", markup=False)
+        say(first, f"model: {self.out / 'model'}")
 
 
 @dataclass
@@ -110,9 +111,7 @@ class Shard:
     def run(self, console: Console) -> None:
         written = write_shards(self.data, self.out, self.config, workers=self.workers, console=console)
         report_problems(written.problems, console)
-        console.print(
-            f"{written.shards} shards, {written.runs} runs, {written.frames} frames: {self.out}", markup=False
-        )
+        say(console, f"{written.shards} shards, {written.runs} runs, {written.frames} frames: {self.out}")
 
 
 @dataclass
@@ -143,7 +142,7 @@ class Heatmap:
         onset, apex = (torch.from_numpy(read_image(path, size))[None] for path in (self.onset, self.apex))
         figure = figure_of_pairs(onset, apex, change_maps(model, onset, apex), gain=self.gain)
         save_figure(figure, self.out)
-        console.print(f"heat maps: {self.out}", markup=False)
+        say(console, f"heat maps: {self.out}")
 
 
 @dataclass
@@ -200,8 +199,7 @@ def _parse(arguments: Sequence[str]) -> Command:
 
 
 def _say(console: Console, message: str) -> None:
-    # Not wrapped: a path that is broken over two lines cannot be copied.
-    console.print(f"micron: {message}", markup=False, highlight=False, soft_wrap=True)
+    say(console, f"micron: {message}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -220,7 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (or the interpreter complains when it flushes)
         return 128 + 13  # SIGPIPE, which not every system has
     except _USER_ERRORS as error:
-        _say(console, f"error: {in_words(error)}")
+        _say(console, f"error: {visible(in_words(error), 10**5)}")  # in one line, whatever it quotes
         return 1
 
 

@@ -23,6 +23,7 @@ from .data.clips.synthetic import CLASSES, FPS
 from .evaluation import auroc, swap_auroc
 from .models.config import MicronBERTConfig, preset
 from .models.micron_bert import MicronBERT
+from .plain_text import say
 from .resumable import claimed
 from .training import CheckpointError, PretrainConfig, pretrain
 from .training.log import read_log
@@ -224,5 +225,5 @@ def _run_demo(config: DemoConfig, out: Path, console: Console) -> dict[str, Any]
         f"AUROC of micro-attention where it moved most: {results['auroc_moved_first']:.3f} at step 0, "
         f"{results['auroc_moved_last']:.3f} at the end (target {TARGET:.2f})"
     )
-    console.print(f"report: {out / 'report.html'}", markup=False)
+    say(console, f"report: {out / 'report.html'}")
     return results

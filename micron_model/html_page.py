@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
+
+from .plain_text import in_page
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
@@ -29,12 +30,12 @@ def png(figure: Figure) -> bytes:
 def image(data: bytes, description: str) -> str:
     """A PNG, embedded."""
     encoded = base64.b64encode(data).decode()
-    return f'<img alt="{html.escape(description)}" src="data:image/png;base64,{encoded}">'
+    return f'<img alt="{in_page(description)}" src="data:image/png;base64,{encoded}">'
 
 
 def table(rows: Sequence[tuple[str, str]]) -> str:
     """Names and values."""
-    cells = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in rows)
+    cells = "".join(f"<tr><th>{in_page(k)}</th><td>{in_page(v)}</td></tr>" for k, v in rows)
     return f"<table>{cells}</table>"
 
 
@@ -46,10 +47,8 @@ def page(title: str, sections: Sequence[tuple[str, str]], *, style: str = "") ->
         sections: (heading, HTML); without a heading if that is empty.
         style: CSS beyond the common one.
     """
-    body = "".join(
-        f"<h2>{html.escape(name)}</h2>{content}" if name else content for name, content in sections
-    )
+    body = "".join(f"<h2>{in_page(name)}</h2>{content}" if name else content for name, content in sections)
     return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f"<style>{_STYLE}{style}</style></head><body><h1>{html.escape(title)}</h1>{body}</body></html>"
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{in_page(title)}</title>'
+        f"<style>{_STYLE}{style}</style></head><body><h1>{in_page(title)}</h1>{body}</body></html>"
     )

@@ -17,6 +17,7 @@ from torch import Tensor
 from micron_kernels import frame_difference
 
 from .models.micron_bert import MicronBERT
+from .plain_text import in_figure
 from .whole_file import write_whole
 
 MAP_COLOURS = "cividis"  # reads the same with every kind of colour blindness, and in grey
@@ -135,7 +136,7 @@ def figure_of_pairs(
         for column, axes in enumerate(grid[row]):
             _bare(axes, columns[column] if row == 0 else "")
         if row < len(labels):
-            grid[row, 0].set_ylabel(labels[row], fontsize=8)
+            grid[row, 0].set_ylabel(in_figure(labels[row]), fontsize=8)
     bar = figure.colorbar(ScalarMappable(cmap=MAP_COLOURS), ax=grid, fraction=0.02, pad=0.01)
     bar.set_ticks([0, 1], labels=["lowest", "highest"])
     bar.set_label("of each map's own range", fontsize=8)

@@ -41,7 +41,8 @@ def write_whole(path: Path, content: str | bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            # A name that is not UTF-8 is written with its bytes as \\udc80 to \\udcff.
+            file.write(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
     except OSError as error:
         raise RuntimeError(
             f"{path}: could not be written ({error.strerror}); what was there before is intact"

@@ -13,6 +13,7 @@ from rich.console import Console
 from ..data.databases.datasets import load_dataset
 from ..data.databases.expressions import Dataset
 from ..data.databases.lookalike import LookalikeConfig, make_lookalike
+from ..plain_text import say, visible
 
 DatasetName = Literal["casme2", "samm", "smic", "casme3", "megc2019"]
 
@@ -49,10 +50,10 @@ class DataCheck:
 
     def run(self, console: Console) -> int:
         census = self.source.load(self.dataset, self.root).census
-        sys.stdout.write(census.describe() + "\n")
+        sys.stdout.write(visible(census.describe(), 10**7, keep="\n") + "\n")
         sys.stdout.flush()
         if census.differences:
-            console.print("no protocol runs on this census unless it is told to", markup=False)
+            say(console, "no protocol runs on this census unless it is told to")
         return 1 if census.differences else 0
 
 
@@ -67,7 +68,7 @@ class MakeLookalike:
 
     def run(self, console: Console) -> None:
         count = make_lookalike(self.dataset, self.root, self.config)
-        console.print(f"{count} clips: {self.root}", markup=False)
+        say(console, f"{count} clips: {self.root}")
 
 
 DataCommand = Union[  # noqa: UP007  (mypy and tyro read a Union of Annotated)

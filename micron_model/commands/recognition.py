@@ -25,6 +25,7 @@ from ..evaluation.outputs import write_outputs
 from ..evaluation.published import PUBLISHED
 from ..evaluation.task import Task, finetune, load_task, refuse_overlap
 from ..loading import load_recognizer
+from ..plain_text import cell_of_terminal, say
 from ..prediction import NOT_A_VERDICT, SpotConfig, figure_of_candidates, figure_of_curve, predict
 from ..progress import progress_bar
 from ..recognizers.base import BUILT_IN, Recipe, Recognizer, recipe_class
@@ -177,7 +178,7 @@ class Evaluate(Generic[_Recipe]):
             published=rows,
         )  # fmt: skip
         print_score(score(evaluation.predictions), Console(highlight=False))
-        console.print(f"report: {report}", markup=False)
+        say(console, f"report: {report}")
 
 
 @dataclass
@@ -216,7 +217,7 @@ class Finetune(Generic[_Recipe]):
                 on_epoch=lambda epoch: progress.update(shown, completed=epoch),
             )  # fmt: skip
         recognizer.save_pretrained(self.out)
-        console.print(f"recognizer: {self.out}", markup=False)
+        say(console, f"recognizer: {self.out}")
 
 
 @dataclass
@@ -255,9 +256,11 @@ class Predict:
             classes = sorted(candidate.probabilities.items(), key=lambda item: -item[1])
             likely = ", ".join(f"{name} {p:.2f}" for name, p in classes if p >= 0.01)
             table.add_row(
-                *(f"{s:.2f} s" for s in candidate.seconds), f"{candidate.spotted.strength:.0f}", likely
+                *(f"{s:.2f} s" for s in candidate.seconds),
+                f"{candidate.spotted.strength:.0f}",
+                cell_of_terminal(likely),
             )
         shown = Console(file=sys.stdout, highlight=False)
         shown.print(table if analysis.candidates else "nothing stands out: no candidate")
-        shown.print(note, markup=False)
-        console.print(f"pictures and candidates.json: {self.out}", markup=False)
+        say(shown, note)
+        say(console, f"pictures and candidates.json: {self.out}")

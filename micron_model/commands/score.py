@@ -17,6 +17,7 @@ from ..evaluation.megc_log import write_megc_log
 from ..evaluation.metrics import PartScore, accuracy, score, uar, uf1
 from ..evaluation.metrics import Score as Scores
 from ..evaluation.predictions import read_predictions
+from ..plain_text import cell_of_terminal, say, visible
 
 
 @dataclass
@@ -42,13 +43,13 @@ class Score:
         if self.megc_log is not None:
             for seed in predictions.seeds:
                 write_megc_log(self.megc_log / f"seed-{seed}.txt", predictions, seed)
-            console.print(f"logs: {self.megc_log}", markup=False)
+            say(console, f"logs: {self.megc_log}")
 
 
 def print_score(scores: Scores, out: Console) -> None:
     """Stamps, the measures of Full and parts, clips and measures of each class, the confusion matrix of Full."""
     for stamp in scores.stamps:
-        out.print(Text(stamp, style="bold red"))
+        out.print(Text(visible(stamp), style="bold red"))
     seeds = ", ".join(map(str, scores.seeds))
     plural = "s" * (len(scores.seeds) > 1)
     out.print(
@@ -62,10 +63,10 @@ def print_score(scores: Scores, out: Console) -> None:
 def _print_table(out: Console, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for i, name in enumerate(columns):
-        table.add_column(Text(name), justify="right" if i else "left")
+        table.add_column(cell_of_terminal(name), justify="right" if i else "left")
     for row in rows:
-        table.add_row(*map(Text, row))
-    out.print(Text(f"\n{title}"), table)
+        table.add_row(*map(cell_of_terminal, row))
+    out.print(cell_of_terminal(f"\n{title}"), table)
 
 
 def _print_measures(scores: Scores, out: Console) -> None:
@@ -82,10 +83,10 @@ def _print_measures(scores: Scores, out: Console) -> None:
     _print_table(out, title, ["", "UF1", "UAR", "accuracy", "clips", "subjects"], rows)
     largest, always = scores.full.always_the_largest
     values = f"UF1 {uf1(always):.3f}, UAR {uar(always):.3f}, accuracy {accuracy(always):.3f}"
-    out.print(Text(f"Always {largest!r}: {values}"))
+    say(out, f"Always {visible(largest)!r}: {values}")
     for part in scores.shown:
         if part.absent:
-            out.print(Text(f"Not counted in {part.name}, which has no clip of it: {', '.join(part.absent)}"))
+            say(out, f"Not counted in {part.name}, which has no clip of it: {', '.join(part.absent)}")
 
 
 def _print_classes(scores: Scores, out: Console) -> None:

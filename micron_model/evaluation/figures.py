@@ -12,11 +12,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from ..plain_text import in_figure
 from ..visualize import LINE_COLOURS, MAP_COLOURS
 from .metrics import PartScore
 
 _COLOURS = (*LINE_COLOURS, "#E69F00", "#56B4E9", "#000000")
 _MARKERS = "osD^vP*X"
+#: Characters of a name that there is room for.
+_LONGEST = 24
 
 
 def figure_of_confusions(parts: Sequence[PartScore], *, stamps: Sequence[str] = ()) -> Figure:
@@ -26,7 +29,7 @@ def figure_of_confusions(parts: Sequence[PartScore], *, stamps: Sequence[str] = 
         parts: one or more, of the same classes.
         stamps: written above.
     """
-    classes = list(parts[0].counts)
+    classes = [in_figure(name, _LONGEST) for name in parts[0].counts]
     columns = min(len(parts), 4 if len(classes) <= 3 else 2)
     rows = -(-len(parts) // columns)
     side = 0.95 + 0.6 * len(classes)
@@ -51,7 +54,7 @@ def _draw(axes: Axes, part: PartScore, classes: Sequence[str]) -> None:
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     several = len(part.confusion) > 1
-    axes.set_title(f"{part.name}, {part.clips} clips", fontsize=10)
+    axes.set_title(f"{in_figure(part.name, _LONGEST)}, {part.clips} clips", fontsize=10)
     for (row, column), share in np.ndenumerate(shares):
         count = f"{clips[row, column]:.1f}" if several else f"{clips[row, column]:.0f}"
         text = f"{count}\n{share:.0%}" if np.isfinite(share) else "–"
@@ -64,7 +67,7 @@ def _stamp(figure: Figure, stamps: Sequence[str]) -> None:
     if not stamps:
         return
     width, height = figure.get_size_inches()
-    lines = [line for stamp in stamps for line in textwrap.wrap(stamp, int(12 * width))]
+    lines = [line for stamp in stamps for line in textwrap.wrap(in_figure(stamp, 1000), int(12 * width))]
     figure.set_size_inches(width, height + 0.17 * len(lines))
     figure.suptitle("\n".join(lines), color="#b00020", fontsize=9, fontweight="bold")
 
@@ -128,9 +131,15 @@ def figure_of_features(
     axes.set_xlabel(f"first principal component ({shares[0]:.0%} of the variance)")
     axes.set_ylabel(f"second ({shares[1]:.0%})")
     axes.grid(alpha=0.3)
-    keys = [Line2D([], [], ls="", marker="o", color=colours[name], label=name) for name in classes]
+    keys = [
+        Line2D([], [], ls="", marker="o", color=colours[name], label=in_figure(name, _LONGEST))
+        for name in classes
+    ]
     if len(names) > 1:
-        keys += [Line2D([], [], ls="", marker=markers[name], color="0.4", label=name) for name in names]
+        keys += [
+            Line2D([], [], ls="", marker=markers[name], color="0.4", label=in_figure(name, _LONGEST))
+            for name in names
+        ]
     figure.legend(handles=keys, loc="outside right center", frameon=False, fontsize=9)
     _stamp(figure, stamps)
     return figure

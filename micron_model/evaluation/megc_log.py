@@ -9,9 +9,11 @@ written; ours are written as in the first.
 
 from __future__ import annotations
 
+import re
 from itertools import groupby
 from pathlib import Path
 
+from ..plain_text import visible
 from ..whole_file import write_whole
 from .predictions import LEAKY, Prediction, Predictions
 
@@ -59,7 +61,7 @@ def _number(subject: str) -> int:
 
 
 def _clip(row: Prediction) -> str:
-    return row.clip.rsplit("/", 1)[-1]
+    return re.sub(r"\s", "_", visible(row.clip.rsplit("/", 1)[-1]))
 
 
 def _order(row: Prediction) -> tuple[int, int, str]:

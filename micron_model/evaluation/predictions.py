@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..data.databases.expressions import canonical_subject
+from ..limits import read_csv
+from ..plain_text import from_csv, in_csv, to_csv
 from ..whole_file import write_whole
 
 LEAKY = "LEAKY: best epoch on the test subjects"
@@ -140,23 +140,22 @@ def _check_row(row: Prediction, classes: Sequence[str], where: str) -> None:
 def write_predictions(path: Path, predictions: Predictions) -> None:
     """Write a csv with the columns dataset, subject, clip, truth, prediction, logit_<class>..., fold, seed, selection.
 
-    Logits are written so that reading gives the same numbers. The file is there whole or not at all.
+    Text that begins as a formula does has an apostrophe before it. Logits are written so that reading gives the same
+    numbers. The file is there whole or not at all.
 
     Raises:
         RuntimeError: it cannot be written.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*_BEFORE_LOGITS, *(f"logit_{name}" for name in predictions.classes), *_AFTER_LOGITS])
-    for row in predictions.rows:
-        writer.writerow(
-            [
-                *(getattr(row, name) for name in _BEFORE_LOGITS),
-                *(repr(float(value)) for value in row.logits),
-                *(getattr(row, name) for name in _AFTER_LOGITS),
-            ]
-        )
-    write_whole(path, text.getvalue())
+    columns = [*_BEFORE_LOGITS, *(f"logit_{name}" for name in predictions.classes), *_AFTER_LOGITS]
+    rows = [
+        [
+            *(in_csv(getattr(row, name)) for name in _BEFORE_LOGITS),
+            *(repr(float(value)) for value in row.logits),
+            *(in_csv(str(getattr(row, name))) for name in _AFTER_LOGITS),
+        ]
+        for row in predictions.rows
+    ]
+    write_whole(path, to_csv([columns, *rows]))
 
 
 def read_predictions(path: Path, classes: Sequence[str] | None = None) -> Predictions:
@@ -171,11 +170,8 @@ def read_predictions(path: Path, classes: Sequence[str] | None = None) -> Predic
         ValueError: columns are missing or unknown, a cell is not a number where one is needed, or what
             :class:`Predictions` refuses. The message names file, row and value; rows are counted without the header.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+    header, *lines = read_csv(path) or [[]]
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            header, *lines = list(csv.reader(file)) or [[]]
         found = _classes_of(header)
         if classes is not None and set(found) != set(classes):
             raise ValueError(
@@ -183,9 +179,7 @@ def read_predictions(path: Path, classes: Sequence[str] | None = None) -> Predic
             )
         rows = [_parse(line, number, header, found) for number, line in enumerate(lines, 1) if line]
         return Predictions(found, tuple(rows))
-    except UnicodeDecodeError:
-        raise ValueError(f"{path}: is not text in UTF-8") from None
-    except (ValueError, csv.Error) as error:
+    except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
 
@@ -217,7 +211,7 @@ def _parse(line: Sequence[str], number: int, header: Sequence[str], classes: Seq
             raise ValueError(f"row {number}: {name} {cells[name]!r} is not {what}") from None
 
     return Prediction(
-        **{name: cells[name] for name in (*_BEFORE_LOGITS, "fold", "selection")},
+        **{name: from_csv(cells[name]) for name in (*_BEFORE_LOGITS, "fold", "selection")},
         logits=tuple(read(f"logit_{name}", float) for name in classes),
         seed=read("seed", int),
     )

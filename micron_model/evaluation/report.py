@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import html
 import importlib.metadata
-import io
 import platform
 import re
 import subprocess
@@ -18,6 +15,7 @@ import numpy as np
 import torch
 
 from .. import html_page
+from ..plain_text import in_csv, in_page, to_csv
 from ..whole_file import write_whole
 from .figures import figure_of_confusions, figure_of_features
 from .metrics import LEVEL, Measure, Score, score
@@ -155,7 +153,7 @@ def _leaky(baselines: Mapping[str, Score]) -> list[str]:
 
 
 def _banner(stamps: Sequence[str]) -> str:
-    lines = "".join(f"<p>{html.escape(stamp)}</p>" for stamp in stamps)
+    lines = "".join(f"<p>{in_page(stamp)}</p>" for stamp in stamps)
     return f'<div class="banner">{lines}</div>' if stamps else ""
 
 
@@ -164,8 +162,8 @@ def _grid(rows: Sequence[Sequence[Any]], kinds: Sequence[str] = ()) -> str:
 
     def cell(tag: str, value: Any) -> str:
         text, small = value if isinstance(value, tuple) else (value, "")
-        below = f"<small>{html.escape(str(small))}</small>" if small else ""
-        return f"<{tag}>{html.escape(str(text))}{below}</{tag}>"
+        below = f"<small>{in_page(small)}</small>" if small else ""
+        return f"<{tag}>{in_page(text)}{below}</{tag}>"
 
     head = "".join(cell("th", value) for value in rows[0])
     body = "".join(
@@ -251,7 +249,7 @@ def _feature_section(drawn: Mapping[str, bytes]) -> list[tuple[str, str]]:
 
 
 def _picture(picture: Picture) -> str:
-    return html_page.image(picture.png, picture.title) + f'<p class="note">{html.escape(picture.caption)}</p>'
+    return html_page.image(picture.png, picture.title) + f'<p class="note">{in_page(picture.caption)}</p>'
 
 
 def _score_rows(runs: Mapping[str, Score], stamps: Sequence[str]) -> list[list[Any]]:
@@ -290,10 +288,19 @@ def _subject_rows(predictions: Predictions, stamps: Sequence[str]) -> list[list[
     return rows
 
 
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
 def _csv(rows: Sequence[Sequence[Any]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
+    return to_csv(
+        [in_csv(cell) if isinstance(cell, str) and not _is_number(cell) else cell for cell in row]
+        for row in rows
+    )
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

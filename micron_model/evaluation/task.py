@@ -16,6 +16,7 @@ from ..data.databases.corpus import Corpus
 from ..data.databases.datasets import load_dataset
 from ..data.databases.expressions import Expression
 from ..data.databases.prepared import FaceConfig, Prepared, prepare
+from ..plain_text import say
 from ..progress import progress_bar
 from ..recognizers.base import Examples, Recipe, Recognizer, Start, name_of
 from ..recognizers.fitting import features_of
@@ -102,7 +103,7 @@ def load_task(
     stamps += check(chosen.expressions)
     counts = chosen.describe(scheme)
     for line in (*stamps, counts):
-        console.print(line, markup=False, highlight=False)
+        say(console, line)
     prepared = {}
     with progress_bar(console) as progress:
         shown = progress.add_task("faces", total=len(wanted) * len(chosen.expressions))

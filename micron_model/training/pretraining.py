@@ -28,6 +28,7 @@ from ..data.clips.frames import Clip
 from ..data.databases.corpus import Corpus
 from ..models.config import MicronBERTConfig
 from ..models.micron_bert import MicronBERT
+from ..plain_text import say
 from ..resumable import claimed
 from ..signals import NotedSignals
 from . import checkpoint
@@ -241,9 +242,9 @@ def pretrain(
             told = run.resume()
             if ranks.is_first:
                 for line in told:
-                    console.print(line, markup=False, highlight=False)
+                    say(console, line)
         elif resume and ranks.is_first:
-            console.print(f"{run.path} does not exist: starting from scratch")
+            say(console, f"{run.path} does not exist: starting from scratch")
         run.agree_on_products()
         _train(run, data, evaluate if ranks.is_first else None, console, signals)
         if ranks.is_first:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from rich.console import Console
 
 from ..data.clips.frames import Problem
+from ..plain_text import say
 
 SHOWN = 20
 
@@ -24,7 +25,7 @@ def report_problems(problems: Iterable[Problem], console: Console) -> None:
 
 
 def _print(console: Console, line: str) -> None:
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
+    say(console, line)
 
 
 class ProblemReport:
