@@ -137,7 +137,10 @@ class Run:
             # Asked for, or it would have been refused: a new epoch for every reader.
             epoch = 1 + max((place[0] for place in self.positions.values()), default=-1)
             self.positions = dict.fromkeys(range(self.settings["readers"] or 0), (epoch, 0, 0))
-        return self._take_products(content.get("products"))
+        try:
+            return self._take_products(content.get("products"))
+        except (TypeError, LookupError, AttributeError) as error:
+            raise checkpoint.CheckpointError(f"{self.path}: its products are none ({error})") from None
 
     def _take_products(self, stored: dict[str, Any] | None) -> list[str]:
         """Let the libraries multiply that did before, so that the losses stay the same."""
@@ -185,6 +188,8 @@ class Run:
         check_finite(tensors, self.path)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         for number, moments in content["optimizer"]["state"].items():
+            if not isinstance(number, int) or not 0 <= number < len(parameters):
+                raise ValueError(f"the optimizer knows no parameter {number!r:.80}")
             for name, value in moments.items():
                 if value.shape not in ((), parameters[number].shape) or not torch.isfinite(value).all():
                     raise ValueError(

@@ -181,26 +181,25 @@ def test_the_curve_of_a_stream_is_that_of_all_frames_and_keeps_few(count, fps):
 
 
 def test_a_prediction_holds_no_more_frames_of_a_longer_video(recognizer, clips, tmp_path, monkeypatch):
-    """Faces that are cut and kept, at their most, of one second and of four."""
+    """Faces that are cut and kept, at their most, of two seconds and of six."""
+    alive, most = [0], []
+
+    def counted(*arguments):
+        face = cut(*arguments).view(Face)
+        alive[0] += 1
+        most.append(alive[0])
+        weakref.finalize(face, lambda: alive.__setitem__(0, alive[0] - 1))
+        return face
+
+    monkeypatch.setattr("micron_model.prediction.cut", counted)
     kept = []
-    for count in (120, 360):
+    for count in (180, 360):
         frames = clips[1].read([i % 60 for i in range(count)], 160)
-        path = write_video(tmp_path / f"{count}.avi", frames, fps=60)
-        alive: weakref.WeakSet = weakref.WeakSet()
-        most = 0
-
-        def counted(*arguments, whole=cut, alive=alive):
-            nonlocal most
-            face = whole(*arguments).view(Face)
-            alive.add(face)
-            most = max(most, len(alive))
-            return face
-
-        monkeypatch.setattr("micron_model.prediction.cut", counted)
-        predict(path, recognizer, SpotConfig(strength=1e9))
-        kept.append(most)
-    assert kept[0] >= 30
-    assert kept[1] <= kept[0] + 2
+        most.clear()
+        predict(write_video(tmp_path / f"{count}.avi", frames, fps=FPS), recognizer, SpotConfig(strength=1e9))
+        assert len(most) == count
+        kept.append(max(most))
+    assert kept[0] == kept[1] <= 2 * 15 + 64 + 2
 
 
 class Face(np.ndarray):

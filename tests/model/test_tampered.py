@@ -1,0 +1,164 @@
+"""Files of the right form that a run goes on from, with other content: refused with their path, or made again."""
+
+import csv
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from made_up import expression
+from micron_model.data import find_clips
+from micron_model.training import CheckpointError, PretrainConfig, pretrain
+from writers import grey, write_images
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """A run of two steps, its settings and clips."""
+    folder = tmp_path_factory.mktemp("run")
+    clips, _ = find_clips([write_images(folder / "clip", grey(20))])
+    return folder, clips
+
+
+def settings_of(small_config, **changes):
+    config = PretrainConfig(
+        **({"steps": 2, "batch_size": 2, "checkpoint_every": 1, "workers": 0, "device": "cpu"} | changes)
+    )
+    return config, small_config
+
+
+@pytest.fixture
+def checkpoint(stopped, small_config, tmp_path):
+    """The path of a checkpoint, and a function that goes on from it."""
+    _, clips = stopped
+    config, model = settings_of(small_config)
+    out = tmp_path / "out"
+    pretrain(config, model, clips, out)
+    return out / "checkpoint.pt", lambda: pretrain(config, model, clips, out, resume=True)
+
+
+def change(name, value):
+    def apply(content):
+        content[name] = value
+
+    return apply
+
+
+def spoil_model(content):
+    next(iter(content["model"].values()))[..., 0] = float("nan")
+
+
+def without_a_weight(content):
+    del content["model"][next(iter(content["model"]))]
+
+
+def half(content):
+    content["model"] = {n: x.half() for n, x in content["model"].items()}
+
+
+def expanded(content):
+    name, x = next(iter(content["model"].items()))
+    content["model"][name] = torch.zeros(1).expand(x.shape)
+
+
+def moments(value):
+    def apply(content):
+        content["optimizer"]["state"][0]["exp_avg"] = value
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("tamper", "message"),
+    [
+        (change("step", -1), "step is -1; it must lie in"),
+        (change("step", 10**9), "step is 1000000000"),
+        (change("step", True), "step is True"),
+        (change("step", "2"), "step is '2'"),
+        (change("skipped_in_a_row", 1.5), "skipped_in_a_row is 1.5"),
+        (change("positions", {0: (0, -1, 0)}), "positions has 0"),
+        (change("positions", [1]), "no checkpoint of this run"),
+        (change("settings", {}), "no checkpoint of this run"),
+        (change("settings", []), "no checkpoint of this run"),
+        (change("model", {}), "does not hold the weights of this model: missing: "),
+        (change("model", 3), "no checkpoint of this run"),
+        (change("optimizer", {}), "no checkpoint of this run"),
+        (
+            change("optimizer", {"state": {99999: {}}, "param_groups": []}),
+            "the optimizer knows no parameter 99999",
+        ),
+        (change("products", 3), "its products are none"),
+        (spoil_model, "NaN or infinity"),
+        (without_a_weight, "missing: "),
+        (half, "is F16, not F32"),
+        (expanded, "holds less"),
+        (moments(torch.zeros(7)), "does not fit, or is not finite"),
+        (moments(torch.tensor(float("nan"))), "does not fit, or is not finite"),
+        (moments(3), "no checkpoint of this run"),
+    ],
+)
+def test_a_checkpoint_with_other_content_is_refused(checkpoint, tamper, message):
+    path, go_on = checkpoint
+    content = torch.load(path, weights_only=True)
+    tamper(content)
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match=rf"checkpoint\.pt: .*{message}"):
+        go_on()
+
+
+def test_the_settings_of_an_optimizer_are_those_of_the_run(checkpoint):
+    path, go_on = checkpoint
+    content = torch.load(path, weights_only=True)
+    for group in content["optimizer"]["param_groups"]:
+        group |= {"maximize": True, "betas": (0.0, 0.0), "weight_decay": 100.0}
+    torch.save(content, path)
+    go_on()
+
+
+def test_an_epoch_of_folds_is_of_the_run_that_asks(tmp_path):
+    from micron_model.evaluation.evaluator import (
+        EvaluateConfig,
+        Task,
+        _features_path,
+        _finished,
+        _Job,
+        _path,
+        features_in,
+    )
+    from micron_model.evaluation.predictions import Prediction, Predictions, write_predictions
+    from micron_model.evaluation.protocols import loso
+
+    expressions = [expression(subject=f"sub{i:02d}", name=f"clip{i}") for i in range(1, 4)]
+    labels, classes = ["a", "b", "a"], ("a", "b")
+    folds = loso(expressions)
+    task = Task(expressions, labels, classes, folds, {})
+    job, config = _Job("model", 0, 0), EvaluateConfig()
+    (i,) = folds[0].test
+    e = expressions[i]
+    right = Prediction(e.dataset, e.subject, e.name, labels[i], "a", (1.0, 0.0), folds[0].name, 0, "last")
+    path = _path(tmp_path, job, task)
+    assert _finished(tmp_path, job, task, config) is None
+    for changed in (
+        {},
+        {"clip": "other"},
+        {"seed": 1},
+        {"fold": "casme2/2"},
+        {"truth": "b"},
+        {"selection": "inner"},
+    ):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_predictions(path, Predictions(classes, (replace(right, **changed),)))
+        if changed:
+            with pytest.raises(ValueError, match=r"\.csv: holds .*delete it to do the fold again"):
+                _finished(tmp_path, job, task, config)
+        else:
+            assert _finished(tmp_path, job, task, config) == [right]
+    with open(path, newline="") as file:
+        header, *_ = csv.reader(file)
+    path.write_text(",".join(header) + "\n")
+    with pytest.raises(ValueError, match=r"\.csv: there is no prediction"):
+        _finished(tmp_path, job, task, config)
+    for content in (np.zeros(3), np.zeros((3, 2), np.float64), np.array([{}], object)):
+        np.save(_features_path(tmp_path, "model"), content, allow_pickle=True)
+        assert features_in(tmp_path) is None
