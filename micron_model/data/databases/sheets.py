@@ -61,9 +61,9 @@ def read_tables(path: Path) -> dict[str, list[list[str]]]:
         raise FileNotFoundError(f"{path}: no such file")
     if path.suffix.lower() == ".xls":
         raise ValueError(f"{path}: old .xls files are not read; save it as .xlsx or .csv")
+    if path.suffix.lower() == ".csv":
+        return {path.name: [[_text(cell) for cell in row] for row in read_csv(path)]}
     try:
-        if path.suffix.lower() == ".csv":
-            return {path.name: [[_text(cell) for cell in row] for row in read_csv(path)]}
         check_archive(path)
         with warnings.catch_warnings(), open_file(path) as file:
             warnings.simplefilter("ignore", UserWarning)  # openpyxl speaks of styles it does not know
