@@ -25,7 +25,7 @@ import torch
 
 from micron_model import MicronBERT, load_official, preset
 from micron_model.data.clips.frames import read_image
-from micron_model.data.databases.prepared import read_boxes
+from micron_model.data.databases.given_faces import read_boxes
 from micron_model.data.databases.sheets import read_sheet
 from micron_model.data.shards.read import read_shard
 from micron_model.evaluation.predictions import read_predictions

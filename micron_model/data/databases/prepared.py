@@ -97,7 +97,9 @@ def _encode(expression: Expression, clip_input: ClipInput, config: FaceConfig, g
     if not (0 <= x < width and 0 <= y < height):
         raise UnusableClip(f"the centre of its face, ({x:g}, {y:g}), is outside the frame ({width}×{height})")
     if box.side > 4 * max(height, width):  # what lies outside repeats the edge, and takes memory
-        raise UnusableClip(f"its face has the side {box.side:g}, four times that of the frame ({width}×{height})")
+        raise UnusableClip(
+            f"its face has the side {box.side:g}, four times that of the frame ({width}×{height})"
+        )
 
     def read(number: int, size: int | None = clip_input.size) -> np.ndarray:
         image = onset if number == expression.onset else read_whole_image(expression.path(number))
