@@ -110,7 +110,8 @@ def pytest_benchmark_group_stats(config, benchmarks, group_by):
         return None  # as pytest-benchmark groups
     groups = {}
     for entry in benchmarks:
-        groups.setdefault(entry["group"], []).append(entry | {"name": entry["extra_info"]["variant"]})
+        name = entry["extra_info"].get("variant", entry["name"])
+        groups.setdefault(entry["group"], []).append(entry | {"name": name})
     return list(groups.items())
 
 

@@ -132,6 +132,22 @@ def test_what_a_lost_device_leaves_ends_the_run(gpu, monkeypatch, capfd):
     assert "the CUDA context is broken" in capfd.readouterr().out
 
 
+def test_what_was_timed_before_an_interrupt_is_kept(gpu, monkeypatch):
+    calls = []
+
+    def interrupted(*arguments):
+        calls.append(arguments)
+        if len(calls) > 4:  # of the rounds, not of what comes before them
+            raise KeyboardInterrupt
+        return torch.zeros(0)
+
+    monkeypatch.setattr(timing, "close", lambda tested, expected: None)
+    monkeypatch.setattr(baselines, "topk_gather", interrupted)
+    status, entries = gpu(SELECT, "-k", "calls and 256 and 784")
+    assert status == pytest.ExitCode.INTERRUPTED
+    assert {variant for _, variant in entries} == {"native"}
+
+
 def test_a_second_run_keeps_the_results_of_other_files(gpu):
     gpu(BENCH / "bench_swap_patches.py", "-k", "1024")
     _, entries = gpu(BENCH / "bench_poi_topk.py::test_topk_mask", "-k", "1024")

@@ -137,10 +137,13 @@ def ways(device: str, *, full: bool) -> list[Any]:
 
 
 @contextlib.contextmanager
-def _failures(bench: Bench, case: Case, variant: str) -> Iterator[None]:
+def _failures(bench: Bench, case: Case, variant: str, benchmark: Any) -> Iterator[None]:
     """Others are timed, though not against a wrong one; what a peer raises on a GPU is its own affair."""
     try:
         yield
+    except KeyboardInterrupt:
+        benchmark.has_error = True  # or the rounds that there are would be taken for a result
+        raise
     except Exception as error:
         case.ours.pop(variant, None)
         if bench.gpu:
@@ -157,7 +160,7 @@ def _measure(bench: Bench, case: Case, variant: str, way: str, benchmark: Any, m
     function = {**case.ours, **case.peers}.get(variant)
     if function is None:
         pytest.skip(f"{variant} cannot serve this case, or failed before")
-    with _failures(bench, case, variant), device.way(way) as prepared:
+    with _failures(bench, case, variant, benchmark), device.way(way) as prepared:
         if not benchmark.enabled:
             case.check(variant, benchmark.pedantic(function))
             return
