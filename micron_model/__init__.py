@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from .models.config import MicronBERTConfig, preset
     from .models.micron_bert import EncoderState, MicronBERT
     from .models.official.micron_bert import load_official
+    from .models.official.slstt import load_official_slstt
+    from .models.official.vit import import_timm_vit
+    from .models.slstt import SLSTT, SLSTTConfig
     from .prediction import predict
     from .training.config import PretrainConfig
     from .training.pretraining import pretrain
@@ -25,11 +28,15 @@ _HOMES = {
     "MicronBERT": "models.micron_bert",
     "MicronBERTConfig": "models.config",
     "PretrainConfig": "training.config",
+    "SLSTT": "models.slstt",
+    "SLSTTConfig": "models.slstt",
     "evaluate": "evaluation.evaluator",
     "finetune": "evaluation.task",
+    "import_timm_vit": "models.official.vit",
     "inputs_of": "evaluation.evaluator",
     "load_model": "loading",
     "load_official": "models.official.micron_bert",
+    "load_official_slstt": "models.official.slstt",
     "load_recognizer": "loading",
     "load_task": "evaluation.task",
     "predict": "prediction",
@@ -38,16 +45,20 @@ _HOMES = {
 }
 
 __all__ = [
+    "SLSTT",
     "EncoderState",
     "EvaluateConfig",
     "MicronBERT",
     "MicronBERTConfig",
     "PretrainConfig",
+    "SLSTTConfig",
     "evaluate",
     "finetune",
+    "import_timm_vit",
     "inputs_of",
     "load_model",
     "load_official",
+    "load_official_slstt",
     "load_recognizer",
     "load_task",
     "predict",
