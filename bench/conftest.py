@@ -9,6 +9,8 @@ import report
 import timing
 import torch
 
+from micron_kernels import _extension
+
 RUN = pytest.StashKey[list]()
 #: Options of pytest-benchmark that ask for what only a timed run has.
 NEED_TIMES = (
@@ -79,6 +81,8 @@ def pytest_generate_tests(metafunc):
 def bench(request):
     torch.manual_seed(0)
     device = device_of(request.config)
+    if device.type == "cpu" and _extension.module is None:
+        pytest.skip(f"no native kernels: {_extension.reason}")
     return timing.Bench(device, full=request.config.getoption("--benchmark"), gpu=device.type == "cuda")
 
 
