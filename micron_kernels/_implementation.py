@@ -17,8 +17,9 @@ from . import _extension
 
 Impl = Literal["reference", "native", "triton"]
 
-#: What serves a call without ``impl``, by device: the first that can. CPU: as measured, bench/results. CUDA: not
-#: measured yet; Triton's kernels come first, since one source serves every architecture.
+#: What serves a call without ``impl``, by device: the first that can. CPU: as measured, bench/results, but not where
+#: torch multiplies bf16 by AMX, which would favour the eager formula: no such processor was at hand. CUDA: not measured
+#: yet; Triton's kernels come first, since one source serves every architecture.
 ORDER: dict[str, tuple[Impl, ...]] = {
     "cpu": ("native", "reference"),
     "cuda": ("triton", "native", "reference"),
