@@ -101,7 +101,10 @@ def read_settings(kind: type[_Config], found: Any, where: str | Path) -> _Config
             values[name] = found[name]
         else:
             raise ValueError(f"{where}: {name} is {found[name]!r:.80}; it must be {hints[name]}")
-    return kind(**values)
+    try:
+        return kind(**values)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
 
 
 def _depths(config: Any) -> int:

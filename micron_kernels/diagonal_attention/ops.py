@@ -40,11 +40,13 @@ def _forward(query, key, value, scale, row_weight, rows, key_mask, impl, keep):
 def _forward_fake(query, key, value, scale, row_weight, rows, key_mask, impl, keep):
     batch, heads, length, _ = query.shape
     computed = length if rows is None else rows.shape[1]
-    kept = (batch, heads, computed, length) if keep and keeps_exponentials(query, rows, impl) else (0,)
-    statistics = [(batch, heads, computed)] * 3
     dtype = accumulate_dtype(query.dtype)
     out = query.new_empty((batch, heads, computed, value.shape[3]))
-    return out, *(query.new_empty(shape, dtype=dtype) for shape in (*statistics, kept))
+    statistics = [query.new_empty((batch, heads, computed), dtype=dtype) for _ in range(3)]
+    exponentials = query.new_empty((0,))
+    if keep and keeps_exponentials(query, rows, impl):
+        exponentials = query.new_empty((batch, heads, computed, length), dtype=dtype)
+    return out, *statistics, exponentials
 
 
 #: (out, *Saved); ``keep`` the exponentials, if the rule allows it.

@@ -162,10 +162,11 @@ def test_the_environment_limits_the_instruction_set(capability, expected):
 @built
 def test_positions_outside_are_refused_by_the_kernel_itself():
     from micron_kernels.diagonal_attention import native
+    from micron_kernels.diagonal_attention.arguments import Inputs
 
     x = torch.randn(1, 1, 4, 4)
     with pytest.raises(RuntimeError, match="rows holds a position outside"):
-        native.forward(x, x, x, 1.0, None, torch.tensor([[4]]), None)
+        native.forward(Inputs(x, x, x, 1.0, rows=torch.tensor([[4]])), keep=False)
 
 
 @built
