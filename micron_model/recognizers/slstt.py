@@ -140,9 +140,9 @@ class SLSTTRecipe(Fitting):
             }
             return Start(model, Corpus.read(self.micron_bert), about)
         if self.weights != "none":
-            network = import_timm_vit(self.weights)
+            given = import_timm_vit(self.weights)
             return Start(
-                network, Corpus(()), {"spatial encoder": self.weights, "network": asdict(network.config)}
+                given, Corpus(()), {"spatial encoder": self.weights, "network": asdict(given.config)}
             )
         config = slstt_preset(self.preset)
         network: SLSTT | None = None
