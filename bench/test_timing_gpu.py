@@ -35,9 +35,9 @@ class Event:
 @pytest.fixture
 def gpu(monkeypatch, tmp_path):
     """Runs pytest with ``--benchmark --device cuda`` and more arguments: (status, entries by group, variant)."""
-    monkeypatch.delenv(
-        "TRITON_INTERPRET", raising=False
-    )  # or Triton's kernels would be timed in its interpreter
+    # Triton's kernels would be timed in its interpreter; pytest-benchmark times nothing in a process of pytest-xdist.
+    for name in ("TRITON_INTERPRET", "PYTEST_XDIST_WORKER"):
+        monkeypatch.delenv(name, raising=False)
     for name, stand_in in {
         "Event": Event,
         "synchronize": lambda: None,
