@@ -135,7 +135,7 @@ def _cubic_weights(fraction: np.ndarray) -> tuple[np.ndarray, ...]:
     return far(1 + fraction), near(fraction), near(1 - fraction), far(2 - fraction)
 
 
-def _sample_cubic(image: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def sample_cubic(image: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """``image`` (H, W, 3) at the places (x, y), each (h, w), its border repeated: float64 (h, w, 3)."""
     height, width = image.shape[:2]
     pixels = image.reshape(-1, 3).astype(np.float64)
@@ -150,7 +150,7 @@ def _sample_cubic(image: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray
     return result
 
 
-def _pixels(size: int) -> tuple[np.ndarray, np.ndarray]:
+def pixels(size: int) -> tuple[np.ndarray, np.ndarray]:
     """x and y, each (size, size), of the pixels of a frame."""
     y, x = np.mgrid[:size, :size].astype(np.float64)
     return x, y
@@ -163,8 +163,8 @@ def _photographs() -> tuple[np.ndarray, ...]:
     cuts = []
     for image, face in ((skimage.data.astronaut(), _ASTRONAUT), (hopper, _HOPPER)):
         step = face.side / _FACE / _SOURCE
-        x, y = ((axis - _SOURCE / 2) * step for axis in _pixels(_SOURCE))
-        cut = _sample_cubic(image, x + face.left + face.side / 2, y + face.top + face.side / 2)
+        x, y = ((axis - _SOURCE / 2) * step for axis in pixels(_SOURCE))
+        cut = sample_cubic(image, x + face.left + face.side / 2, y + face.top + face.side / 2)
         cuts.append(cut.round().clip(0, 255))
     return tuple(cuts)
 
@@ -178,7 +178,7 @@ def _neutral(clip: SyntheticClip, size: int) -> np.ndarray:
     blur = max(0.0, 0.5 * _SOURCE / size) * rng.uniform(0.8, 1.3)
     photograph = scipy.ndimage.gaussian_filter(photograph, (blur, blur, 0), mode="mirror")
     to_frame = clip._identity_map(size)
-    places = np.stack(_pixels(size)) - to_frame[:, 2, None, None]
+    places = np.stack(pixels(size)) - to_frame[:, 2, None, None]
     x, y = np.tensordot(np.linalg.inv(to_frame[:, :2]), places, 1)
     channels = [
         scipy.ndimage.map_coordinates(photograph[..., i], (y, x), order=1, mode="nearest") for i in range(3)
@@ -263,7 +263,7 @@ class SyntheticClip:
         linear = to_frame[:, :2]
         spread = _SPREAD * _FACE * _SOURCE * abs(np.linalg.det(linear)) ** 0.5
         directions = linear / np.linalg.norm(linear, axis=0)
-        x, y = _pixels(size)
+        x, y = pixels(size)
         field = np.zeros((size, size, 2))
         for movement in _MOVEMENTS[self.label]:
             place = (np.array(PLACES[movement.place]) - 0.5) * _FACE * _SOURCE + _SOURCE / 2
@@ -275,11 +275,11 @@ class SyntheticClip:
     def read(self, indices: Sequence[int], size: int) -> np.ndarray:
         """Frames at ``indices`` as uint8 (T, 3, size, size), RGB."""
         neutral = _neutral(self, size)
-        x, y = _pixels(size)
+        x, y = pixels(size)
         frames = []
         for index in indices:
             field = self.displacement(index, size)
-            moved = _sample_cubic(neutral, x - field[..., 0], y - field[..., 1])
+            moved = sample_cubic(neutral, x - field[..., 0], y - field[..., 1])
             noise = self._rng(4, index).normal(0, NOISE, moved.shape)
             frames.append((moved + noise).round().clip(0, 255).astype(np.uint8).transpose(2, 0, 1))
         return np.stack(frames)
