@@ -86,7 +86,9 @@ def compression(frames: np.ndarray, rng: np.random.Generator, *, quality: int = 
     decoded = np.empty(frames.shape)
     for i, frame in enumerate(to_uint8(frames)):
         written = cv2.imencode(".jpg", np.ascontiguousarray(frame[::-1].transpose(1, 2, 0)), settings)[1]
-        decoded[i] = cv2.imdecode(written, cv2.IMREAD_COLOR).transpose(2, 0, 1)[::-1]
+        image = cv2.imdecode(written, cv2.IMREAD_COLOR)
+        assert image is not None
+        decoded[i] = image.transpose(2, 0, 1)[::-1]
     return decoded
 
 
