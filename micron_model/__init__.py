@@ -9,7 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .evaluation.evaluator import EvaluateConfig, evaluate, inputs_of
+    from .evaluation.config import EvaluateConfig
+    from .evaluation.evaluator import evaluate, inputs_of
     from .evaluation.task import finetune, load_task
     from .loading import load_model, load_recognizer
     from .models.config import MicronBERTConfig, preset
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "EncoderState": "models.micron_bert",
-    "EvaluateConfig": "evaluation.evaluator",
+    "EvaluateConfig": "evaluation.config",
     "MicronBERT": "models.micron_bert",
     "MicronBERTConfig": "models.config",
     "PretrainConfig": "training.config",

@@ -17,7 +17,7 @@ from ..data.databases.datasets import load_dataset
 from ..data.databases.expressions import Expression
 from ..data.databases.prepared import FaceConfig, Prepared, prepare
 from ..plain_text import say
-from ..progress import progress_bar
+from ..progress import ProgressBar
 from ..recognizers.base import Examples, Recipe, Recognizer, Start, name_of
 from ..recognizers.fitting import features_of
 from ..training.problems import report_problems
@@ -105,7 +105,7 @@ def load_task(
     for line in (*stamps, counts):
         say(console, line)
     prepared = {}
-    with progress_bar(console) as progress:
+    with ProgressBar(console=console) as progress:
         shown = progress.add_task("faces", total=len(wanted) * len(chosen.expressions))
         for key, clip_input in wanted.items():
             prepared[key] = prepare(
@@ -178,6 +178,7 @@ def finetune(
     seed: int = 0,
     device: str = "cpu",
     on_epoch: Callable[[int], object] = lambda epoch: None,
+    on_features: Callable[[int], object] = lambda clips: None,
 ) -> Recognizer:
     """A recognizer that has learned all clips of a task, for use on other videos.
 
@@ -188,6 +189,7 @@ def finetune(
         seed: of all that is random.
         device: where it is trained.
         on_epoch: called after each epoch with its number.
+        on_features: called with the number of clips whose features were computed, where that is done once.
 
     Returns:
         The recognizer, on the CPU, in evaluation mode.
@@ -197,7 +199,9 @@ def finetune(
     recognizer = recipe.build(start, task.classes, seed=seed).to(device).eval()
     examples = Examples(values, positions(task.labels, task.classes), [e.subject for e in task.expressions])
     if recipe.embeds_once:
-        examples = examples._replace(values=features_of(recognizer, values), embedded=True)
+        examples = examples._replace(
+            values=features_of(recognizer, values, advance=on_features), embedded=True
+        )
     recipe.fit(recognizer, examples, seed=seed, on_epoch=on_epoch)
     config = recognizer.config
     config.recognizer, config.trained_on = name_of(recipe), task.about.get("classes", "")

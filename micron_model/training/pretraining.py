@@ -14,13 +14,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-)
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -29,6 +22,7 @@ from ..data.databases.corpus import Corpus
 from ..models.config import MicronBERTConfig
 from ..models.micron_bert import MicronBERT
 from ..plain_text import say
+from ..progress import ProgressBar
 from ..resumable import claimed
 from ..signals import NotedSignals
 from . import checkpoint
@@ -177,16 +171,8 @@ class _Collapse:
         )
 
 
-def _progress_bar(console: Console, shown: bool) -> Progress:
-    return Progress(  # fits 80 columns
-        BarColumn(bar_width=10),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]:.2f}/s"),
-        TimeRemainingColumn(compact=True),
-        TextColumn("{task.fields[losses]}"),
-        console=console,
-        disable=not shown,
-    )
+#: Beside the steps that are done; all together fits 80 columns.
+_SHOWN = "{task.fields[rate]:.2f}/s", "{task.fields[losses]}"
 
 
 def pretrain(
@@ -278,10 +264,8 @@ def _train(
 
     waited, began, first = 0.0, time.perf_counter(), run.step
     try:
-        with _progress_bar(console, ranks.is_first) as progress:
-            task = progress.add_task(
-                "pre-training", total=config.steps, completed=run.step, rate=0.0, losses=""
-            )
+        with ProgressBar(*_SHOWN, console=console, shown=ranks.is_first) as progress:
+            task = progress.add_task("steps", total=config.steps, completed=run.step, rate=0.0, losses="")
             if run.step == 0:
                 evaluate_now()
             batches = Batches(

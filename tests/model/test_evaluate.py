@@ -12,7 +12,7 @@ from micron_model.cli import main
 from micron_model.data.clips.inputs import OnsetApex
 from micron_model.data.databases.corpus import Corpus
 from micron_model.data.databases.lookalike import LookalikeConfig, make_lookalike
-from micron_model.evaluation import evaluator as module
+from micron_model.evaluation import folds
 from micron_model.evaluation.evaluator import EvaluateConfig, evaluate
 from micron_model.evaluation.metrics import confusion_matrix, score, uf1
 from micron_model.evaluation.predictions import LEAKY, read_predictions
@@ -87,10 +87,8 @@ def test_no_test_clip_changes_what_a_fold_learns(lookalike, backbone, freeze):
         if noise:
             values[list(lookalike.folds[0].test)] = torch.zeros_like(values[:1])
         examples = Examples(values, labels, [e.subject for e in lookalike.expressions], recipe.embeds_once)
-        trained = {"model": module._Trained(recipe, backbone, examples)}
-        module._train_fold(
-            module._Work(trained, lookalike, EvaluateConfig(), "cpu"), module._Job("model", 0, 0)
-        )
+        trained = {"model": folds.Trained(recipe, backbone, examples)}
+        folds.train_fold(folds.Work(trained, lookalike, EvaluateConfig(), "cpu"), folds.Job("model", 0, 0))
     assert torch.equal(weights[0], weights[1])
 
 
@@ -114,8 +112,8 @@ def test_finished_folds_are_not_trained_again(evaluated, lookalike, backbone, mo
     content = lost.read_bytes()
     lost.unlink()
     trained = []
-    train = module._train_fold
-    monkeypatch.setattr(module, "_train_fold", lambda work, job: trained.append(job) or train(work, job))
+    train = folds.train_fold
+    monkeypatch.setattr(folds, "train_fold", lambda work, job: trained.append(job) or train(work, job))
     again = evaluate(lookalike, FROZEN, backbone, config, out, workers=1, console=QUIET)
     assert len(trained) == 1
     assert lost.read_bytes() == content
@@ -157,9 +155,9 @@ def test_choosing_the_epoch_on_the_test_subjects_never_lowers_the_score_of_a_fol
         for leaky in (False, True)
     ]  # fmt: skip
     last, leaky = ({row.fold: [] for row in rows} for rows in results)
-    for rows, folds in zip(results, (last, leaky), strict=True):
+    for rows, by_fold in zip(results, (last, leaky), strict=True):
         for row in rows:
-            folds[row.fold].append((row.truth, row.prediction))
+            by_fold[row.fold].append((row.truth, row.prediction))
     scores = [
         [
             float(uf1(confusion_matrix(*zip(*found, strict=True), lookalike.classes)))

@@ -117,28 +117,23 @@ def test_the_settings_of_an_optimizer_are_those_of_the_run(checkpoint):
 
 
 def test_an_epoch_of_folds_is_of_the_run_that_asks(tmp_path):
-    from micron_model.evaluation.evaluator import (
-        EvaluateConfig,
-        Task,
-        _features_path,
-        _finished,
-        _Job,
-        _path,
-        features_in,
-    )
+    from micron_model.evaluation.config import EvaluateConfig
+    from micron_model.evaluation.evaluator import _features_path, features_in
+    from micron_model.evaluation.folds import Job, finished, path_of
     from micron_model.evaluation.predictions import Prediction, Predictions, write_predictions
     from micron_model.evaluation.protocols import loso
+    from micron_model.evaluation.task import Task
 
     expressions = [expression(subject=f"sub{i:02d}", name=f"clip{i}") for i in range(1, 4)]
     labels, classes = ["a", "b", "a"], ("a", "b")
     folds = loso(expressions)
     task = Task(expressions, labels, classes, folds, {})
-    job, config = _Job("model", 0, 0), EvaluateConfig()
+    job, config = Job("model", 0, 0), EvaluateConfig()
     (i,) = folds[0].test
     e = expressions[i]
     right = Prediction(e.dataset, e.subject, e.name, labels[i], "a", (1.0, 0.0), folds[0].name, 0, "last")
-    path = _path(tmp_path, job, task)
-    assert _finished(tmp_path, job, task, config) is None
+    path = path_of(tmp_path, job, task)
+    assert finished(tmp_path, job, task, config) is None
     for changed in (
         {},
         {"clip": "other"},
@@ -151,14 +146,14 @@ def test_an_epoch_of_folds_is_of_the_run_that_asks(tmp_path):
         write_predictions(path, Predictions(classes, (replace(right, **changed),)))
         if changed:
             with pytest.raises(ValueError, match=r"\.csv: holds .*delete it to do the fold again"):
-                _finished(tmp_path, job, task, config)
+                finished(tmp_path, job, task, config)
         else:
-            assert _finished(tmp_path, job, task, config) == [right]
+            assert finished(tmp_path, job, task, config) == [right]
     with open(path, newline="") as file:
         header, *_ = csv.reader(file)
     path.write_text(",".join(header) + "\n")
     with pytest.raises(ValueError, match=r"\.csv: there is no prediction"):
-        _finished(tmp_path, job, task, config)
+        finished(tmp_path, job, task, config)
     for content in (np.zeros(3), np.zeros((3, 2), np.float64), np.array([{}], object)):
         np.save(_features_path(tmp_path, "model"), content, allow_pickle=True)
         assert features_in(tmp_path) is None

@@ -26,10 +26,10 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from webdataset import TarWriter
 
 from ...limits import read_json
+from ...progress import ProgressBar
 from ...resumable import claimed
 from ...signals import NotedSignals
 from ...whole_file import whole_file
@@ -219,16 +219,6 @@ def _claim(out: Path, plan: dict[str, Any]) -> None:
         raise ShardError(f"{out}: cannot be written to ({error.strerror})") from None
 
 
-def _progress_bar(console: Console) -> Progress:
-    return Progress(
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        TextColumn("frames {task.fields[rate]:.0f}/s"),
-        TimeRemainingColumn(compact=True),
-        console=console,
-    )
-
-
 def write_shards(
     sources: Sequence[str | Path],
     out: Path,
@@ -290,9 +280,12 @@ def _write_missing(
     finished = {path: said for path in tasks if (said := _finished(path)) is not None}
     remaining = {path: runs for path, runs in tasks.items() if path not in finished}
     planned = {path: sum(map(len, runs)) for path, runs in tasks.items()}
-    with NotedSignals() as signals, _progress_bar(console or Console(stderr=True)) as progress:
+    with (
+        NotedSignals() as signals,
+        ProgressBar("{task.fields[rate]:.0f}/s", console=console or Console(stderr=True)) as progress,
+    ):
         task = progress.add_task(
-            "", total=sum(planned.values()), completed=sum(planned[path] for path in finished), rate=0.0
+            "frames", total=sum(planned.values()), completed=sum(planned[path] for path in finished), rate=0.0
         )
         began, frames = time.perf_counter(), 0
         try:

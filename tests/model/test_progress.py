@@ -1,0 +1,70 @@
+import contextlib
+import io
+import re
+
+import pytest
+from rich.console import Console
+
+from micron_model import progress as module
+from micron_model.progress import ProgressBar
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds that pass when the test says so, for lines and for the bar's own estimate."""
+    passed = [100.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: passed[0])
+    return passed
+
+
+def lines_of(steps, clock, seconds_a_step, **settings):
+    console = Console(file=io.StringIO(), **settings)
+    with ProgressBar("{task.fields[rate]:.1f}/s", console=console) as progress:
+        progress.get_time = lambda: clock[0]
+        task = progress.add_task("steps", total=steps, rate=0.0)
+        for _ in range(steps):
+            clock[0] += seconds_a_step
+            progress.update(task, advance=1, rate=1 / seconds_a_step)
+    return console.file.getvalue().splitlines()
+
+
+def test_where_there_is_no_terminal_a_line_comes_every_few_seconds_and_at_the_end(clock):
+    lines = lines_of(24, clock, 1.0)
+    assert [line.split(",")[0] for line in lines] == [f"steps {n}/24" for n in (5, 10, 15, 20, 24)]
+    assert re.fullmatch(r"steps 10/24, \d+ s, about 1[34] s to go, 1\.0/s", lines[1])
+
+
+def test_the_lines_of_a_day_are_hundreds(clock):
+    assert 100 < len(lines_of(8640, clock, 10.0)) < 1000
+
+
+def test_what_was_reached_is_said_of_a_work_that_is_stopped(clock):
+    console = Console(file=io.StringIO())
+    progress = ProgressBar(console=console)
+    task = progress.add_task("folds", total=24, completed=3)
+    with contextlib.suppress(KeyboardInterrupt), progress:
+        progress.update(task, advance=1)
+        raise KeyboardInterrupt
+    assert console.file.getvalue().startswith("folds 4/24")
+
+
+def test_nothing_is_said_of_what_was_done_before(clock):
+    console = Console(file=io.StringIO())
+    with ProgressBar(console=console) as progress:
+        progress.add_task("folds", total=3, completed=3)
+    assert console.file.getvalue() == ""
+
+
+def test_a_terminal_has_bars_that_fit_80_columns():
+    console = Console(file=io.StringIO(), force_terminal=True, width=80)
+    with ProgressBar("{task.fields[losses]}", console=console) as progress:
+        task = progress.add_task("steps", total=400, losses="")
+        progress.update(task, completed=399, losses="1.25/s L 0.1234  L_r 0.1234  L_agg 0.1234")
+        progress.refresh()
+    assert "399/400" in console.file.getvalue()
+    assert "L_agg 0.1234" in console.file.getvalue()
+    assert "━" in console.file.getvalue()
+
+
+def test_a_quiet_console_stays_quiet(clock):
+    assert lines_of(24, clock, 1.0, quiet=True) == []
