@@ -20,7 +20,7 @@ from micron_model.evaluation.evaluator import EvaluateConfig, evaluate, inputs_o
 from micron_model.evaluation.metrics import score
 from micron_model.evaluation.outputs import write_outputs
 from micron_model.evaluation.task import load_task
-from micron_model.recognizers import Fitting, Recognizer, RecognizerConfig, Start, fit_by_gradient
+from micron_model.recognizers import Fitting, Recognizer, RecognizerConfig, Start
 
 FLOW = OnsetApexFlow(64)  # from onset to apex, of the face, (2, 64, 64)
 
@@ -58,9 +58,6 @@ class Convolutional(Fitting):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return ConvNet(RecognizerConfig(tuple(classes), recognizer="own_recognizer:Convolutional"))
-
-    def fit(self, recognizer, train, *, seed, on_epoch=lambda epoch: None):
-        fit_by_gradient(recognizer, train, self, seed=seed, on_epoch=on_epoch)
 
 
 if __name__ == "__main__":

@@ -163,7 +163,6 @@ class Recipe(ABC):
     def build(self, start: Start, classes: Sequence[str], *, seed: int) -> Recognizer:
         """A recognizer before it is trained; the same for the same seed."""
 
-    @abstractmethod
     def fit(
         self,
         recognizer: Recognizer,
@@ -179,7 +178,30 @@ class Recipe(ABC):
             train: the training side alone; embedded if ``embeds_once``.
             seed: of all that is random.
             on_epoch: to be called after each epoch with its number, from 1 on, in evaluation mode.
+
+        Raises:
+            TypeError: the recognizer is another recipe's.
+            ValueError: the values are embedded and must not be, or the other way round.
         """
+        if not isinstance(recognizer, self.recognizer):
+            raise TypeError(
+                f"recognizer is a {type(recognizer).__name__}; {name_of(self)} trains a {self.recognizer.__name__}"
+            )
+        if train.embedded != self.embeds_once:
+            wanted = (
+                "features (n, F), as embed() gives them" if self.embeds_once else "what its input encodes"
+            )
+            raise ValueError(
+                f"train.embedded={train.embedded}; with embeds_once={self.embeds_once}, {name_of(self)} learns from "
+                f"{wanted}"
+            )
+        self.learn(recognizer, train, seed, on_epoch)
+
+    @abstractmethod
+    def learn(
+        self, recognizer: Recognizer, train: Examples, seed: int, on_epoch: Callable[[int], object]
+    ) -> None:
+        """What :meth:`fit` does with arguments that it has checked."""
 
     def settings(self) -> dict[str, Any]:
         """What decides the training, beside the start: what a report shows, and what may not change between calls."""

@@ -53,6 +53,11 @@ class Fitting(Recipe):
     def inference_precision(self) -> Literal["auto", "fp32", "bf16"]:
         return self.precision
 
+    def learn(
+        self, recognizer: Recognizer, train: Examples, seed: int, on_epoch: Callable[[int], object]
+    ) -> None:
+        fit_by_gradient(recognizer, train, self, seed=seed, on_epoch=on_epoch)
+
 
 def class_weights(labels: Tensor, classes: int) -> Tensor:
     """Weights (classes,) in inverse proportion to the counts among ``labels``; 0 for a class that is not there."""

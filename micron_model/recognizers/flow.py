@@ -120,13 +120,8 @@ class FlowRecipe(Recipe):
     def build(self, start: Start, classes: Sequence[str], *, seed: int) -> FlowRecognizer:
         return FlowRecognizer(FlowRecognizerConfig(tuple(classes), size=self.size, parts=self.parts))
 
-    def fit(
-        self,
-        recognizer: Recognizer,
-        train: Examples,
-        *,
-        seed: int,
-        on_epoch: Callable[[int], object] = lambda epoch: None,
+    def learn(
+        self, recognizer: Recognizer, train: Examples, seed: int, on_epoch: Callable[[int], object]
     ) -> None:
         """The optimum in fp64, by L-BFGS."""
         assert isinstance(recognizer, FlowRecognizer)

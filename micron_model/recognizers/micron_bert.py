@@ -162,18 +162,10 @@ class MicronBERTRecipe(Fitting):
                 _backbone(start), classes, regions=self.regions, from_rest=self.from_rest
             )
 
-    def fit(
-        self,
-        recognizer: Recognizer,
-        train: Examples,
-        *,
-        seed: int,
-        on_epoch: Callable[[int], object] = lambda epoch: None,
+    def learn(
+        self, recognizer: Recognizer, train: Examples, seed: int, on_epoch: Callable[[int], object]
     ) -> None:
         assert isinstance(recognizer, MicronBERTRecognizer)
-        if train.embedded != self.embeds_once:
-            kind = "features (n, F)" if self.embeds_once else "pairs (n, 2, 3, S, S)"
-            raise ValueError(f"freeze={self.freeze!r} learns from {kind}")
         recognizer.backbone.requires_grad_(not self.embeds_once)
         fit_by_gradient(
             recognizer, train, self, seed=seed, on_epoch=on_epoch, groups=layer_groups(recognizer, self),

@@ -184,19 +184,11 @@ class SLSTTRecipe(Fitting):
             torch.manual_seed(seed)
             return SLSTTRecognizer(config, encoder)
 
-    def fit(
-        self,
-        recognizer: Recognizer,
-        train: Examples,
-        *,
-        seed: int,
-        on_epoch: Callable[[int], object] = lambda epoch: None,
+    def learn(
+        self, recognizer: Recognizer, train: Examples, seed: int, on_epoch: Callable[[int], object]
     ) -> None:
-        if train.embedded != self.embeds_once:
-            kind = "features (n, T·D)" if self.embeds_once else "images (n, T, 3, S, S)"
-            raise ValueError(f"freeze={self.freeze!r} learns from {kind}")
         if self.optimizer == "adamw":
-            fit_by_gradient(recognizer, train, self, seed=seed, on_epoch=on_epoch)
+            super().learn(recognizer, train, seed, on_epoch)
             return
         groups = parameter_groups(recognizer, self)
         for group in groups:

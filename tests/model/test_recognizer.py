@@ -12,6 +12,7 @@ from micron_model.evaluation.task import Task, finetune
 from micron_model.loading import load_recognizer
 from micron_model.recognizers.base import Examples
 from micron_model.recognizers.fitting import class_weights, features_of, logits_of
+from micron_model.recognizers.flow import FlowRecipe
 from micron_model.recognizers.micron_bert import (
     MicronBERTRecipe,
     MicronBERTRecognizer,
@@ -162,8 +163,10 @@ def test_the_same_seed_gives_the_same_weights(recognizer, pairs):
 
 def test_features_and_pairs_are_not_mistaken(recognizer, pairs):
     labels = torch.tensor([0, 1, 2, 1])
-    with pytest.raises(ValueError, match=r"freeze='encoder' learns from features \(n, F\)"):
+    with pytest.raises(ValueError, match=r"with embeds_once=True, micron-bert learns from features \(n, F\)"):
         MicronBERTRecipe(freeze="encoder").fit(recognizer, examples(pairs, labels), seed=0)
+    with pytest.raises(TypeError, match="recognizer is a MicronBERTRecognizer; flow trains a FlowRecognizer"):
+        FlowRecipe().fit(recognizer, examples(pairs, labels), seed=0)
     with pytest.raises(ValueError, match="4 clips and 3 labels"):
         MicronBERTRecipe().fit(recognizer, examples(pairs, labels[:3]), seed=0)
 
