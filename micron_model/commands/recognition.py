@@ -22,12 +22,13 @@ from ..data.databases.prepared import FaceConfig
 from ..evaluation.evaluator import EvaluateConfig, entrants, evaluate
 from ..evaluation.metrics import score
 from ..evaluation.outputs import write_outputs
+from ..evaluation.protocols import training_of_parts
 from ..evaluation.published import PUBLISHED
 from ..evaluation.task import Task, finetune, load_task, refuse_overlap
 from ..loading import load_recognizer
 from ..plain_text import cell_of_terminal, say
 from ..prediction import NOT_A_VERDICT, SpotConfig, figure_of_candidates, figure_of_curve, predict
-from ..progress import progress_bar
+from ..progress import ProgressBar
 from ..recognizers.base import BUILT_IN, Recipe, Recognizer, recipe_class
 from ..recognizers.fitting import Fitting
 from ..resumable import claimed
@@ -177,7 +178,10 @@ class Evaluate(Generic[_Recipe]):
             self.out, task, self.recipe, start, evaluation, self.config, about={"protocol": self.protocol},
             published=rows,
         )  # fmt: skip
-        print_score(score(evaluation.predictions), Console(highlight=False))
+        print_score(
+            score(evaluation.predictions), Console(highlight=False),
+            parts=training_of_parts(task.folds, task.expressions),
+        )  # fmt: skip
         say(console, f"report: {report}")
 
 
@@ -208,13 +212,16 @@ class Finetune(Generic[_Recipe]):
             raise ValueError(f"{self.out}: holds a model already; give another folder")
         start = self.recipe.start()
         task = self.clips.load(self.dataset, self.root, self.recipe.clip_input(start), console, protocol=None)
-        with progress_bar(console) as progress:
+        with ProgressBar(console=console) as progress:
+            if self.recipe.embeds_once:
+                features = progress.add_task("features", total=len(task.expressions))
             shown = progress.add_task(
                 "epochs", total=self.recipe.epochs if isinstance(self.recipe, Fitting) else None
             )
             recognizer = finetune(
                 task, self.recipe, start, seed=self.seed, device=_devices(self.device)[0],
                 on_epoch=lambda epoch: progress.update(shown, completed=epoch),
+                on_features=lambda clips: progress.update(features, advance=clips),
             )  # fmt: skip
         recognizer.save_pretrained(self.out)
         say(console, f"recognizer: {self.out}")

@@ -46,8 +46,18 @@ class Score:
             say(console, f"logs: {self.megc_log}")
 
 
-def print_score(scores: Scores, out: Console) -> None:
-    """Stamps, the measures of Full and parts, clips and measures of each class, the confusion matrix of Full."""
+#: Of a csv that holds several datasets.
+_UNKNOWN_TRAINING = (
+    "The csv does not say whether the scores of single datasets come from training on that one alone or on all "
+    "together; papers print both under one name."
+)
+
+
+def print_score(scores: Scores, out: Console, *, parts: str = _UNKNOWN_TRAINING) -> None:
+    """Stamps, the measures of Full and parts, clips and measures of each class, the confusion matrix of Full.
+
+    ``parts`` says what was trained on for the scores of single datasets.
+    """
     for stamp in scores.stamps:
         out.print(Text(visible(stamp), style="bold red"))
     seeds = ", ".join(map(str, scores.seeds))
@@ -56,6 +66,8 @@ def print_score(scores: Scores, out: Console) -> None:
         Text(f"{scores.folds} folds pooled; seed{plural} {seeds}; epoch: {', '.join(scores.selections)}")
     )
     _print_measures(scores, out)
+    if len(scores.parts) > 1 and parts:
+        say(out, parts)
     _print_classes(scores, out)
     _print_confusion(scores.full, scores.classes, out)
 

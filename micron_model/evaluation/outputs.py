@@ -14,6 +14,7 @@ from ..recognizers.base import Recipe, Start, name_of
 from .evaluator import EvaluateConfig, Evaluation, features_in
 from .megc_log import write_megc_log
 from .predictions import LEAKY, Predictions
+from .protocols import training_of_parts
 from .published import Published
 from .report import Features, Picture, write_report
 from .task import Task, refuse_overlap
@@ -67,6 +68,7 @@ def write_outputs(
         features=features,
         pictures=_pictures(task, recipe, start, predictions),
         stamps=[*task.stamps, *refuse_overlap(start.corpus, task.expressions, allow=True)],
+        parts=training_of_parts(task.folds, task.expressions),
     )
     if set(predictions.classes) == {"negative", "positive", "surprise"} and config.stamp != LEAKY:
         for seed in predictions.seeds:

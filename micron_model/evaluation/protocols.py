@@ -116,6 +116,28 @@ def hde(expressions: Sequence[Expression]) -> list[Fold]:
     return [_leave_out(name, [e.dataset == name for e in expressions], expressions) for name in datasets]
 
 
+def training_of_parts(folds: Sequence[Fold], expressions: Sequence[Expression]) -> str:
+    """What the scores of single datasets come from, in words; two variants of them go by one name in papers.
+
+    Empty where no fold is, or all are of one dataset.
+    """
+    datasets = {expression.dataset for expression in expressions}
+    if len(datasets) < 2 or not folds:
+        return ""
+    trained = [{expressions[i].dataset for i in fold.train} for fold in folds]
+    tested = [{expressions[i].dataset for i in fold.test} for fold in folds]
+    if all(sides[0].isdisjoint(sides[1]) for sides in zip(trained, tested, strict=True)):
+        return "Trained on the other datasets."
+    if all(len(side) > 1 for side in trained):
+        return (
+            "Trained on the composite, the tested subject left out: not the scores of a network that is trained on "
+            "that dataset alone, which papers print under the same name."
+        )
+    if trained == tested:
+        return "Trained on that dataset alone, the tested subject left out."
+    return "Trained on the composite in some folds, on one dataset in others."
+
+
 def inner_split(
     expressions: Sequence[Expression],
     labels: Sequence[str],

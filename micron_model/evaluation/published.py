@@ -26,7 +26,9 @@ _STSTNET = (
 PUBLISHED = (
     Published("composite", "LBP-TOP", 0.588, 0.579),
     Published("composite", "STSTNet", 0.735, 0.761, _STSTNET),
-    Published("composite", "SLSTT", 0.816, 0.790),
+    Published(
+        "composite", "SLSTT", 0.816, 0.790, "its authors' code takes the best epoch on the left-out subject"
+    ),
     Published("composite", "HTNet", 0.860, 0.848),
     Published("composite", "μ-BERT", 0.8903, 0.8842),
     Published("casme2-3", "μ-BERT", 0.9034, 0.8914),

@@ -68,6 +68,7 @@ def write_report(
     features: Features | None = None,
     pictures: Sequence[Picture] = (),
     stamps: Sequence[str] = (),
+    parts: str = "",
 ) -> Path:
     """Write ``report.html``, self-contained, its PNGs, ``predictions.csv``, ``scores.csv``, ``subjects.csv`` and a csv
     of each baseline to ``out``.
@@ -81,6 +82,7 @@ def write_report(
         features: shown by their first two principal components.
         pictures: shown in this order.
         stamps: what must be said on top, beyond what the predictions themselves call for.
+        parts: what was trained on for the scores of single datasets (``protocols.training_of_parts``).
 
     Returns:
         The path of the page.
@@ -105,14 +107,14 @@ def write_report(
     for name, baseline in baselines.items():
         write_predictions(out / f"baseline-{re.sub(r'[^A-Za-z0-9]+', '-', name)}.csv", baseline)
     runs = {_THIS_RUN: scores, **beside}
-    write_whole(out / "scores.csv", _csv(_score_rows(runs, all_stamps)))
+    write_whole(out / "scores.csv", _csv(_score_rows(runs, all_stamps, parts)))
     write_whole(out / "subjects.csv", _csv(_subject_rows(predictions, all_stamps)))
     for name, data in drawn.items():
         write_whole(out / f"{name}.png", data)
     sections = [
         ("", _banner(all_stamps)),
         ("Scores", _score_table(runs, published) + _score_note(scores)),
-        *([("By dataset", _part_table(runs))] if len(scores.parts) > 1 else []),
+        *([("By dataset", _part_table(runs, parts))] if len(scores.parts) > 1 else []),
         ("Classes", _class_table(scores)),
         (
             "Confusions",
@@ -206,7 +208,7 @@ def _score_note(scores: Score) -> str:
     return f'<p class="note">{text}</p>'
 
 
-def _part_table(runs: Mapping[str, Score]) -> str:
+def _part_table(runs: Mapping[str, Score], trained: str) -> str:
     rows: list[list[Any]] = [["", "UF1", "UAR", "accuracy", "clips", "subjects", "not counted"]]
     kinds = []
     for dataset in runs[_THIS_RUN].parts:
@@ -215,7 +217,7 @@ def _part_table(runs: Mapping[str, Score]) -> str:
             measures = map(_measured, (part.uf1, part.uar, part.accuracy))
             rows.append([(dataset, name), *measures, part.clips, part.subjects, ", ".join(part.absent)])
             kinds.append("first" if name == _THIS_RUN else "")
-    note = "A class that has no clip in a dataset is not counted there."
+    note = in_page(f"{trained} A class that has no clip in a dataset is not counted there.".strip())
     return _grid(rows, kinds) + f'<p class="note">{note}</p>'
 
 
@@ -252,15 +254,19 @@ def _picture(picture: Picture) -> str:
     return html_page.image(picture.png, picture.title) + f'<p class="note">{in_page(picture.caption)}</p>'
 
 
-def _score_rows(runs: Mapping[str, Score], stamps: Sequence[str]) -> list[list[Any]]:
+def _score_rows(runs: Mapping[str, Score], stamps: Sequence[str], trained: str) -> list[list[Any]]:
     measures = ("uf1", "uar", "accuracy")
     numbers = [f"{m}{suffix}" for m in measures for suffix in ("", "_sd", "_low", "_high")]
-    rows: list[list[Any]] = [["predictions", "part", "clips", "subjects", "seeds", *numbers, "stamps"]]
+    rows: list[list[Any]] = [
+        ["predictions", "part", "clips", "subjects", "seeds", *numbers, "stamps", "trained"]
+    ]
     for name, scores in runs.items():
         for part in (scores.full, *scores.parts.values()):
             values = [value for m in measures for value in _numbers(getattr(part, m))]
             said = "; ".join(stamps)
-            rows.append([name, part.name, part.clips, part.subjects, len(scores.seeds), *values, said])
+            rows.append(
+                [name, part.name, part.clips, part.subjects, len(scores.seeds), *values, said, trained]
+            )
     return rows
 
 

@@ -9,7 +9,16 @@ from micron_model.data.databases.expressions import Census, Official
 from micron_model.evaluation.baselines import majority_class, shuffled_labels
 from micron_model.evaluation.metrics import score
 from micron_model.evaluation.predictions import Predictions
-from micron_model.evaluation.protocols import Fold, cde, check_census, check_fold, hde, inner_split, loso
+from micron_model.evaluation.protocols import (
+    Fold,
+    cde,
+    check_census,
+    check_fold,
+    hde,
+    inner_split,
+    loso,
+    training_of_parts,
+)
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +47,23 @@ def test_folds_are_named_by_what_is_left_out(made):
     for fold in cde(expressions):
         assert {expressions[i].subject for i in fold.test} == {fold.name}
     assert [fold.name for fold in loso(expressions)][8:11] == ["casme2/9", "casme2/10", "casme2/11"]
+
+
+def test_the_scores_of_parts_say_what_was_trained_on(made):
+    expressions, _ = made
+    assert training_of_parts(cde(expressions), expressions).startswith("Trained on the composite, ")
+    assert training_of_parts(hde(expressions), expressions) == "Trained on the other datasets."
+    alone = [i for i, e in enumerate(expressions) if e.dataset == "smic"]
+    smic = [expressions[i] for i in alone]
+    assert training_of_parts(loso(smic), smic) == ""
+    separately = [
+        Fold(name, tuple(i for i in own if expressions[i].subject != name),
+             tuple(i for i in own if expressions[i].subject == name), expressions)
+        for dataset in ("casme2", "samm", "smic")
+        for own in [[i for i, e in enumerate(expressions) if e.dataset == dataset]]
+        for name in sorted({expressions[i].subject for i in own})
+    ]  # fmt: skip
+    assert training_of_parts(separately, expressions).startswith("Trained on that dataset alone")
 
 
 def test_subjects_of_two_datasets_never_meet():

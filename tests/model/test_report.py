@@ -61,6 +61,7 @@ def report(skilled, always_negative, tmp_path_factory):
         features=features,
         pictures=[Picture("Worst clips", "casme2 & others", heat_map)],
         stamps=["Pre-trained on frames of subjects that are tested on: casme2/1"],
+        parts="Trained on the composite.",
     )
     return out
 
@@ -104,6 +105,10 @@ def test_the_page_needs_no_other_file(report):
 
 def test_the_page_holds_stamps_and_numbers(report, skilled, always_negative):
     page, text = read_page(report)
+    assert "Trained on the composite. A class that has no clip in a dataset" in text
+    slstt = text[text.index("SLSTT") :]
+    assert "best-epoch selection on the test subject" in slstt[:100]
+    assert "takes the best epoch on the left-out subject" in slstt[:200]
     banner = re.search(r'<div class="banner">(.*?)</div>', page).group(1)
     assert "Pre-trained on frames of subjects that are tested on: casme2/1" in banner
     assert page.index("banner", page.index("<h1>")) < page.index("<h2>")
@@ -150,6 +155,7 @@ def test_the_csv_files_hold_what_the_page_shows(report, skilled):
     rows = read_rows(report / "scores.csv")
     full = next(row for row in rows if row["predictions"] == "this run" and row["part"] == "Full")
     assert float(full["uf1"]) == pytest.approx(score(skilled).full.uf1.mean, abs=1e-6)
+    assert {row["trained"] for row in rows} == {"Trained on the composite."}
     assert {row["part"] for row in rows} == {"Full", "casme2", "samm", "smic"}
     subjects = read_rows(report / "subjects.csv")
     assert len(subjects) == 68
