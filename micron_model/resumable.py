@@ -12,6 +12,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from .whole_file import remove_partial
+
 if sys.platform == "win32":
     import msvcrt
 
@@ -90,6 +92,8 @@ def claimed(folder: Path) -> Iterator[None]:
                 f"{folder}: {who} wrote to it since {holder.get('since')}, and whether it still does cannot be seen "
                 f"from {host}; if it does not, delete {path}"
             )
+        if holder:  # it was killed, and may have been in the middle of a file
+            remove_partial(folder)
         about = {"host": host, "process": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S %z")}
         os.ftruncate(handle, 0)
         os.lseek(handle, 0, os.SEEK_SET)

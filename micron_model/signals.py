@@ -1,9 +1,12 @@
-"""Signals that end a program after what it has begun."""
+"""Signals that end a program after what it has begun, and processes that end with the one that started them."""
 
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
+import os
 import signal
+import threading
 
 
 class NotedSignals:
@@ -24,3 +27,16 @@ class NotedSignals:
     def __exit__(self, *_exc: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+
+def end_with_parent() -> None:
+    """In a process of :mod:`multiprocessing`: end when its parent does, though it be killed; it would wait for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()

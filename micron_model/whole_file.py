@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -30,6 +31,28 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     finally:
         with contextlib.suppress(OSError):  # of a file system that has gone
             temporary.unlink(missing_ok=True)
+
+
+def _has_ended(process: int) -> bool:
+    if os.name != "posix":  # elsewhere a signal 0 would end it
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def remove_partial(folder: Path) -> None:
+    """Delete what processes of this machine that were killed inside a :func:`whole_file` left below a folder."""
+    begun = re.compile(rf"\..*\.{re.escape(socket.gethostname())}\.(\d+)\.\d+\.part", re.DOTALL)
+    for root, _, names in os.walk(folder):
+        for name in names:
+            if (of := begun.fullmatch(name)) and _has_ended(int(of[1])):
+                with contextlib.suppress(OSError):
+                    os.unlink(os.path.join(root, name))
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

@@ -251,6 +251,8 @@ class Predict:
 
     def _run(self, model: Recognizer, console: Console) -> None:
         analysis = predict(self.video, model, self.spot, fps=self.fps)
+        for name in ("candidates.json", "curve.png", "candidates.png"):  # of another video, perhaps
+            (self.out / name).unlink(missing_ok=True)
         save_figure(figure_of_curve(analysis), self.out / "curve.png")
         seen = figure_of_candidates(analysis, model)
         if seen is not None:

@@ -25,7 +25,7 @@ from ..progress import ProgressBar
 from ..recognizers.base import Examples, Recipe, Start, name_of, recipe_class
 from ..recognizers.fitting import features_of
 from ..resumable import claimed
-from ..whole_file import whole_file, write_whole
+from ..whole_file import remove_partial, whole_file, write_whole
 from .baselines import majority_class
 from .config import EvaluateConfig as EvaluateConfig
 from .folds import MODEL, SHUFFLED, Job, Trained, Work, finished, path_of, slug, train_all
@@ -177,6 +177,7 @@ def _evaluate(
     entered = entrants(recipe, start, config)
     values = {kind: task.values_of(entrant.clip_input) for kind, entrant in entered.items()}
     _claim(out, _settings(task, entered, values, config))
+    remove_partial(out / "folds")  # into which several parts write, each with a lock elsewhere
     with ProgressBar(console=console) as progress:
         trained = {}
         for kind, entrant in entered.items():

@@ -7,6 +7,7 @@ import re
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from torch import Tensor
 from ..models import products
 from ..recognizers.base import Examples, Recipe, Start
 from ..recognizers.fitting import logits_of
+from ..signals import end_with_parent
 from .baselines import shuffled_labels
 from .config import EvaluateConfig
 from .metrics import confusion_matrix, uf1
@@ -131,6 +133,7 @@ def _start_worker(work: Work, devices: torch.multiprocessing.SimpleQueue, chosen
     global _work
     products.use(chosen, "chosen by the process that shares out the folds")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the parent ends them
+    end_with_parent()
     torch.set_num_threads(1)
     _work = replace(work, device=devices.get())
 
@@ -156,6 +159,11 @@ def train_all(
         try:
             for future in as_completed([pool.submit(_train_in_worker, job) for job in jobs]):
                 yield future.result()
+        except BrokenProcessPool:
+            raise RuntimeError(
+                "a process that trained folds was killed, perhaps for want of memory; finished folds are kept, and the "
+                "same command with fewer --workers does the rest"
+            ) from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

@@ -12,7 +12,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -31,7 +30,7 @@ from webdataset import TarWriter
 from ...limits import read_json
 from ...progress import ProgressBar
 from ...resumable import claimed
-from ...signals import NotedSignals
+from ...signals import NotedSignals, end_with_parent
 from ...whole_file import whole_file
 from ..clips.frames import Problem, find_clips
 from .plan import Run, ShardConfig, check_plan, fingerprint, plan_shards
@@ -142,14 +141,7 @@ def _start_worker(stop: Event) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):  # a terminal sends them to all; the parent sets ``stop``
         signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(0)
-
-    def follow_parent() -> None:
-        parent = multiprocessing.parent_process()
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=follow_parent, daemon=True).start()
+    end_with_parent()
 
 
 def _write_in_worker(path: Path, runs: Sequence[Run], config: ShardConfig) -> dict[str, Any]:
