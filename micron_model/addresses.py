@@ -106,9 +106,33 @@ def open_address(address: Address) -> BinaryIO | Pipe:
     """A stream of what is there; of the network or of a command, a ``Pipe`` whose status tells how it ended."""
     if address.scheme not in ("http", "https"):
         return gopen(address)
-    # As webdataset calls it, but a server that hangs or sends elsewhere for ever is given up; and https stays https.
+    # As webdataset calls it, but a server that hangs or sends elsewhere for ever is given up. It may send to another
+    # host, as those of large files do, without what stands before an @, but to https alone: what answers to plain http
+    # in a network of one's own, and asks for no name, is out of its reach.
     arguments = ["curl", "-f", "-s", "-S", "-L", "--connect-timeout", "30", "--max-redirs", "5"]
-    arguments += ["--retry", str(_RETRIES), "--retry-delay", "2", "--proto", "=http,https", "--proto-redir"]
-    arguments += ["=https" if address.scheme == "https" else "=http,https"]
-    arguments += ["--speed-limit", "1", "--speed-time", str(_HUNG), "--", address]
+    arguments += ["--retry", str(_RETRIES), "--retry-delay", "2", "--proto", "=http,https"]
+    arguments += ["--proto-redir", "=https", "--speed-limit", "1", "--speed-time", str(_HUNG), "--", address]
     return Pipe(arguments, mode="rb", bufsize=8192, ignore_status=[141, 23])
+
+
+#: Of curl, by its status.
+_WHY = {
+    1: "it sends on to an address that is not https; type that address if you trust it",
+    5: "its proxy has no address",
+    6: "its host has no address",
+    7: "its host cannot be reached",
+    18: "less came than was promised",
+    22: "it answers with an error, for example that there is no such file",
+    28: "nothing came for too long",
+    35: "there is no https with its host",
+    47: "it sends elsewhere for ever",
+    56: "the network failed on the way",
+    60: "its host has no certificate that is trusted",
+}
+
+
+def why_it_ended(address: Address, status: int) -> str:
+    """What a status of the program that :func:`open_address` started says."""
+    if address.scheme in ("http", "https") and status in _WHY:
+        return f"{_WHY[status]} (curl: {status})"
+    return f"its command ended with status {status}"

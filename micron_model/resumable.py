@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import socket
+import stat
 import sys
 import threading
 import time
@@ -36,8 +38,19 @@ class Claimed(RuntimeError):
 def _open_locked(path: Path) -> int | None:
     """The file, locked; None if another process holds it."""
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o644)
+        # Written to: not through a link that someone left, nor to a pipe or to a file with another name.
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
         try:
+            handle = os.open(path, flags | getattr(os, "O_CLOEXEC", 0), 0o644)
+        except OSError as error:
+            if path.is_symlink() or error.errno == errno.ENXIO:
+                raise Claimed(f"{path}: is no lock but a link, or no file; delete it") from None
+            raise
+        try:
+            about = os.fstat(handle)
+            if not stat.S_ISREG(about.st_mode) or about.st_nlink > 1:
+                os.close(handle)
+                raise Claimed(f"{path}: is no lock but a link, or no file; delete it")
             _lock(handle)
         except OSError:
             os.close(handle)

@@ -19,7 +19,8 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     writer = f"{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}"
     temporary = path.with_name(f".{path.name}.{writer}.part")
     try:
-        with open(temporary, "wb") as file:
+        temporary.unlink(missing_ok=True)
+        with open(temporary, "xb") as file:  # a link of that name would lead elsewhere
             yield file
             file.flush()
             os.fsync(file.fileno())

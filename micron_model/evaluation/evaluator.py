@@ -19,7 +19,7 @@ from rich.console import Console
 from torch import Tensor
 
 from ..data.clips.inputs import ClipInput, StoredValues, Values
-from ..limits import read_json
+from ..limits import open_file, read_file, read_json
 from ..plain_text import say
 from ..progress import ProgressBar
 from ..recognizers.base import Examples, Recipe, Start, name_of, recipe_class
@@ -280,13 +280,16 @@ def _cached_features(
     path = _features_path(out, kind)
     stored = features_in(out, kind)
     if stored is not None:
-        said = path.with_suffix(".sha256")
+        said = b""
+        with contextlib.suppress(OSError, ValueError):
+            said = read_file(path.with_suffix(".sha256"), 1000)
+        features = torch.from_numpy(stored)
         if (
-            len(stored) == len(values)
-            and said.is_file()
-            and said.read_text() == _digest([torch.from_numpy(stored)])
+            len(features) == len(values)
+            and said == _digest([features]).encode()
+            and features.isfinite().all()
         ):
-            return torch.from_numpy(stored)
+            return features
         say(progress.console, f"{path}: is not what was written there; the features are computed again")
     recognizer = entrant.recipe.build(entrant.start, task.classes, seed=0).to(device).eval()
     shown = progress.add_task("features", total=len(values))
@@ -299,9 +302,11 @@ def _cached_features(
 
 def features_in(out: Path, kind: str = MODEL) -> np.ndarray | None:
     """The features (n, F) that an evaluation left in its folder, where embedding is the same in every fold."""
+    path = _features_path(out, kind)
     with contextlib.suppress(OSError, ValueError, EOFError, SyntaxError):
+        open_file(path).close()  # on a pipe the next would wait
         # Mapped first: a header may state more than there is.
-        mapped = np.load(_features_path(out, kind), mmap_mode="r", allow_pickle=False)
+        mapped = np.load(path, mmap_mode="r", allow_pickle=False)
         if mapped.ndim == 2 and mapped.dtype == np.float32:
             return np.array(mapped)
     return None

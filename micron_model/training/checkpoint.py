@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 
+from ..faults import describe
 from ..safe_load import safe_load
+from ..whole_file import whole_file
 
 
 class CheckpointError(ValueError):
@@ -16,25 +18,19 @@ class CheckpointError(ValueError):
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
-    """Write tensors and plain data to ``path``: to a temporary file beside it, flushed, then renamed.
+    """Write tensors and plain data to ``path``, as :func:`whole_file` does.
 
     Whenever process or machine dies, ``path`` holds the old content or the new one.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with open(temporary, "wb") as file:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as file:
             torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
         _flush_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch may wrap what the file said
         raise CheckpointError(
-            f"{path}: could not be written ({error}); what was there before is intact"
+            f"{path}: could not be written ({describe(error)}); what was there before is intact"
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _flush_folder(folder: Path) -> None:

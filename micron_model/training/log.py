@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..limits import read_file
 from ..whole_file import write_whole
+
+
+def _entries(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The lines of a log that are entries, and these."""
+    for line in read_file(path).decode(errors="replace").split("\n"):
+        with contextlib.suppress(ValueError, RecursionError):
+            entry = json.loads(line)
+            if isinstance(entry, dict) and isinstance(entry.get("step"), int):
+                yield line, entry
 
 
 class RunLog:
@@ -17,12 +28,9 @@ class RunLog:
         path = folder / "log.jsonl"
         kept = []
         if first_step and path.is_file():  # what a killed run logged after its last checkpoint happens again
-            for line in path.read_text().splitlines():
-                with contextlib.suppress(json.JSONDecodeError):
-                    if json.loads(line)["step"] <= first_step:
-                        kept.append(line)
+            kept = [line for line, entry in _entries(path) if entry["step"] <= first_step]
         write_whole(path, "".join(line + "\n" for line in kept))
-        self._file = open(path, "a", buffering=1)  # noqa: SIM115  (closed by close())
+        self._file = open(path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115  (closed by close())
         self._writer = None
         if tensorboard:
             try:
@@ -52,8 +60,4 @@ class RunLog:
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
     """The entries of a run's ``log.jsonl``; a last line cut short by a crash is left out."""
-    entries = []
-    for line in (folder / "log.jsonl").read_text().splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
-            entries.append(json.loads(line))
-    return entries
+    return [entry for _, entry in _entries(folder / "log.jsonl")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -69,6 +70,7 @@ class Run:
         self.step = 0
         self.skipped_in_a_row = 0
         self.positions: Positions = {}
+        self.shards = len(sort_out(data)[1])
         described = fingerprint(data)
         everywhere = ranks.gather(described)
         if len(set(everywhere)) > 1:
@@ -81,7 +83,7 @@ class Run:
                     "model": asdict(model_config),
                     "data": described,
                     "ranks": ranks.count,
-                    "readers": ranks.count * max(1, config.workers) if sort_out(data)[1] else None,
+                    "readers": ranks.count * max(1, config.workers) if self.shards else None,
                 }
             )
         )
@@ -179,6 +181,7 @@ class Run:
                 type(consumer) is not int
                 or len(place) != 3
                 or any(type(n) is not int or n < 0 for n in place)
+                or place[1] >= self.shards
             ):
                 raise ValueError(f"positions has {consumer!r:.80}: {place!r:.80}")
         tensors = content["model"]
@@ -190,10 +193,15 @@ class Run:
         for number, moments in content["optimizer"]["state"].items():
             if not isinstance(number, int) or not 0 <= number < len(parameters):
                 raise ValueError(f"the optimizer knows no parameter {number!r:.80}")
+            if set(moments) != {"step", "exp_avg", "exp_avg_sq"}:
+                raise ValueError(f"the optimizer holds {', '.join(map(str, moments))} of parameter {number}")
             for name, value in moments.items():
-                if value.shape not in ((), parameters[number].shape) or not torch.isfinite(value).all():
+                shape = () if name == "step" else parameters[number].shape
+                least = -math.inf if name == "exp_avg" else 0
+                fits = value.shape == shape and value.dtype == torch.float32
+                if not fits or not torch.isfinite(value).all() or (value < least).any():
                     raise ValueError(
-                        f"the optimizer's {name} of parameter {number} does not fit, or is not finite"
+                        f"the optimizer's {name} of parameter {number} does not fit, is not finite, or negative"
                     )
 
     def _check_settings(self, stored: dict[str, Any]) -> None:

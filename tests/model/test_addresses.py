@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import ssl
+import subprocess
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -129,8 +131,8 @@ def test_braces_without_end_are_refused(name, message):
 
 
 @contextmanager
-def server(answer):
-    """The address of a server whose answer to GET ``answer(handler)`` writes."""
+def server(answer, context=None):
+    """The address of a server whose answer to GET ``answer(handler)`` writes; of https, given a context."""
     asked = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -142,10 +144,12 @@ def server(answer):
             pass
 
     with HTTPServer(("127.0.0.1", 0), Handler) as served:
+        if context is not None:
+            served.socket = context.wrap_socket(served.socket, server_side=True)
         thread = threading.Thread(target=served.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:
-            yield f"http://127.0.0.1:{served.server_port}", asked
+            yield f"http{'s' * (context is not None)}://127.0.0.1:{served.server_port}", asked
         finally:
             served.shutdown()
             thread.join()
@@ -167,12 +171,53 @@ def status_of(address):
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="addresses of the network are asked for by curl")
 def test_a_redirect_leads_to_no_file_and_not_round_for_ever(shards):
-    with server(redirect(f"file://{shards[0]}")) as (address, asked):
-        assert (
-            status_of(f"{address}/a.tar") == "its command ended with status 1"
-        )  # curl: protocol not supported
-    with server(redirect("/again.tar")) as (address, asked):
-        assert status_of(f"{address}/a.tar") == "its command ended with status 47"  # curl: too many redirects
+    with server(redirect(f"file://{shards[0]}")) as (address, _):
+        assert status_of(f"{address}/a.tar").startswith("it sends on to an address that is not https")
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="addresses of the network are asked for by curl")
+def test_a_redirect_does_not_reach_what_has_no_https():
+    with server(redirect("/")) as (inside, asked_inside), server(redirect(f"{inside}/stop")) as (address, _):
+        assert "not https; type that address" in status_of(f"{address}/a.tar")
+        assert asked_inside == []
+
+
+@pytest.fixture
+def https(tmp_path, monkeypatch):
+    """A context in which ``server`` speaks https, with a certificate that curl trusts."""
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
+               "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-days", "1",
+               "-keyout", str(key), "-out", str(certificate)]  # fmt: skip
+    subprocess.run(command, check=True, capture_output=True)
+    monkeypatch.setenv("CURL_CA_BUNDLE", str(certificate))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    return context
+
+
+@pytest.mark.skipif(
+    None in (shutil.which("curl"), shutil.which("openssl")), reason="needs curl and a certificate"
+)
+def test_https_leads_to_https_of_another_host_without_the_password(shards, https, monkeypatch):
+    headers = []
+
+    def send(handler):
+        headers.append(handler.headers)
+        handler.send_response(200)
+        handler.end_headers()
+        handler.wfile.write(Path(shards[0]).read_bytes())
+
+    with server(send, https) as (other, _):
+        to = other.replace("127.0.0.1", "localhost")
+        with server(redirect(f"{to}/there.tar"), https) as (address, _):
+            given = address.replace("https://", "https://user:secret@")
+            assert runs_of([Address(f"{given}/a.tar")]) == runs_of(shards[:1])
+        (of_the_other,) = headers
+        assert "Authorization" not in of_the_other
+    monkeypatch.setattr("micron_model.addresses._RETRIES", 0)
+    with server(redirect("/again.tar"), https) as (address, asked):
+        assert "sends elsewhere for ever" in status_of(f"{address}/a.tar")
         assert len(asked) == 6
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import io
 import json
 import os
 import resource
@@ -158,6 +159,29 @@ def test_a_video_is_not_dropped_for_want_of_descriptors(tmp_path):
         for handle in opened:
             os.close(handle)
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_a_disk_that_fails_in_the_middle_of_a_video_is_no_damage(tmp_path, monkeypatch):
+    path = write_video(tmp_path / "v.avi", grey(30))
+    clip = VideoClip.open(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])  # all that FFmpeg hands on of such a disk
+    opened = open
+
+    class Failing(io.BytesIO):
+        def read(self, *_):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def fail(name, *arguments, **options):
+        return Failing() if name == str(path) else opened(name, *arguments, **options)
+
+    monkeypatch.setattr("builtins.open", fail)
+    with pytest.raises(MachineFault, match=r"v\.avi: Input/output error"):
+        clip.read([29], 24)
+    with pytest.raises(MachineFault, match=r"v\.avi: Input/output error"):
+        list(clip.decode(0, 30, 24))
+    monkeypatch.setattr("builtins.open", opened)
+    with pytest.raises(FrameError, match="ends before the 30 frames it states"):
+        clip.read([29], 24)
 
 
 def test_faults_are_told_apart():

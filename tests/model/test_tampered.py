@@ -1,6 +1,9 @@
 """Files of the right form that a run goes on from, with other content: refused with their path, or made again."""
 
 import csv
+import os
+import socket
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +12,9 @@ import torch
 
 from made_up import expression
 from micron_model.data import find_clips
+from micron_model.resumable import Claimed, claimed
 from micron_model.training import CheckpointError, PretrainConfig, pretrain
+from micron_model.whole_file import write_whole
 from writers import grey, write_images
 
 
@@ -69,6 +74,18 @@ def moments(value):
     return apply
 
 
+def spoil_moment(name, spoil):
+    def apply(content):
+        moments = content["optimizer"]["state"][0]
+        moments[name] = spoil(moments[name])
+
+    return apply
+
+
+def without_a_moment(content):
+    del content["optimizer"]["state"][0]["exp_avg_sq"]
+
+
 @pytest.mark.parametrize(
     ("tamper", "message"),
     [
@@ -93,8 +110,13 @@ def moments(value):
         (without_a_weight, "missing: "),
         (half, "is F16, not F32"),
         (expanded, "holds less"),
-        (moments(torch.zeros(7)), "does not fit, or is not finite"),
-        (moments(torch.tensor(float("nan"))), "does not fit, or is not finite"),
+        (moments(torch.zeros(7)), "does not fit, is not finite, or negative"),
+        (moments(torch.zeros(())), "does not fit"),
+        (spoil_moment("exp_avg", lambda x: x * float("nan")), "does not fit, is not finite"),
+        (spoil_moment("exp_avg", lambda x: x.double()), "does not fit"),
+        (spoil_moment("exp_avg_sq", lambda x: x - 1), "does not fit, is not finite, or negative"),
+        (spoil_moment("step", lambda x: x - 100), "does not fit, is not finite, or negative"),
+        (without_a_moment, "the optimizer holds step, exp_avg of parameter 0"),
         (moments(3), "no checkpoint of this run"),
     ],
 )
@@ -105,6 +127,61 @@ def test_a_checkpoint_with_other_content_is_refused(checkpoint, tamper, message)
     torch.save(content, path)
     with pytest.raises(CheckpointError, match=rf"checkpoint\.pt: .*{message}"):
         go_on()
+
+
+@pytest.mark.parametrize("line", ["[]", "3", "{}", '{"step": "a"}', "[" * 100_000, "\udcff", '{"step": 1'])
+def test_a_log_with_other_content_is_gone_on_with(checkpoint, line):
+    path, go_on = checkpoint
+    log = path.parent / "log.jsonl"
+    before = log.read_text()
+    log.write_bytes(f"{line}\n{before}".encode(errors="surrogateescape"))
+    go_on()
+    assert log.read_text() == before
+
+
+def test_a_place_beyond_the_shards_is_named_with_the_checkpoint(shards, small_config, tmp_path):
+    config, model = settings_of(small_config)
+    out = tmp_path / "run"
+    pretrain(config, model, shards, out)
+    content = torch.load(out / "checkpoint.pt", weights_only=True)
+    content["positions"] = {0: (0, len(shards), 0)}
+    torch.save(content, out / "checkpoint.pt")
+    with pytest.raises(CheckpointError, match=r"checkpoint\.pt: .*positions has 0: \(0, 6, 0\)"):
+        pretrain(config, model, shards, out, resume=True)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="makes what POSIX has")
+@pytest.mark.parametrize("kind", ["symbolic link", "dangling link", "hard link", "pipe"])
+def test_a_lock_that_leads_elsewhere_costs_nothing(tmp_path, kind):
+    precious, lock = tmp_path / "precious", tmp_path / "out" / ".lock"
+    lock.parent.mkdir()
+    if kind == "dangling link":
+        lock.symlink_to(precious)
+    elif kind == "pipe":
+        os.mkfifo(lock)
+    else:
+        precious.write_text("mine")
+        (lock.symlink_to if kind == "symbolic link" else lock.hardlink_to)(precious)
+    with pytest.raises(Claimed, match=r"\.lock: is no lock"), claimed(lock.parent):
+        pass
+    assert not precious.exists() or precious.read_text() == "mine"
+
+
+def test_a_temporary_name_that_leads_elsewhere_costs_nothing(tmp_path):
+    precious = tmp_path / "precious"
+    precious.write_text("mine")
+    writer = f"{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}"
+    (tmp_path / f".file.{writer}.part").symlink_to(precious)
+    write_whole(tmp_path / "file", "ours")
+    assert (precious.read_text(), (tmp_path / "file").read_text()) == ("mine", "ours")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="makes what POSIX has")
+def test_features_in_a_pipe_are_none(tmp_path):
+    from micron_model.evaluation.evaluator import features_in
+
+    os.mkfifo(tmp_path / "features.npy")
+    assert features_in(tmp_path) is None
 
 
 def test_the_settings_of_an_optimizer_are_those_of_the_run(checkpoint):

@@ -15,7 +15,7 @@ import numpy as np
 from ...faults import describe, raise_if_of_the_machine
 from ...limits import NoFile, TooLarge, check_pixels, open_file, read_file
 from .image_header import image_size
-from .videos import open_video
+from .videos import check_readable, open_video
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 VIDEO_SUFFIXES = {".mp4", ".avi", ".mov", ".mkv", ".m4v"}
@@ -214,6 +214,7 @@ class VideoClip:
             if length > size // _LEAST_OF_A_FRAME:
                 raise FrameError(f"{path}: states {length} frames, which its {size} bytes cannot hold")
             if length < 1 or not video.read()[0]:
+                check_readable(path)
                 raise FrameError(f"{path}: no frame can be decoded from this video")
             rate = fps or video.get(cv2.CAP_PROP_FPS)
             if not 0 < rate <= _FASTEST:
@@ -234,6 +235,7 @@ class VideoClip:
                 ok, image = video.read()
                 position += 1
                 if not ok:
+                    check_readable(self.path)
                     # The same words for each frame past the end, so that they are said once.
                     ended = not any(video.read()[0] for _ in range(_DAMAGED_IN_A_ROW))
                     reason = _ends_early(self.length) if ended else _damaged(index)
@@ -257,6 +259,7 @@ class VideoClip:
                     return
                 ok, image = video.read()
                 if not ok:
+                    check_readable(self.path)
                     failed.append(i)
                     continue
                 for damaged in failed:

@@ -25,6 +25,7 @@ _OPTIONS = {
 }
 _OPTIONS_OF, _LOG_LEVEL_OF = "OPENCV_FFMPEG_CAPTURE_OPTIONS", "OPENCV_FFMPEG_LOGLEVEL"
 _opening = threading.Lock()
+_BLOCK = 2**20
 
 
 def _backends() -> list[int]:
@@ -73,13 +74,24 @@ def _safe_name(path: Path) -> Iterator[str]:
         yield name
 
 
-def _check_readable(name: str) -> None:
-    """Raises MachineFault where it is not the file's fault that no reader opened it, which OpenCV does not tell."""
+#: Files that were read from one end to the other after a reader had failed on them.
+_readable: set[str] = set()
+
+
+def check_readable(path: str | Path) -> None:
+    """Raises MachineFault where it is not the file's fault that a reader failed on it, which OpenCV does not tell.
+
+    The file is read once, to its end: a disk may fail in the middle of it.
+    """
+    name = os.path.abspath(path)
     try:
         with open(name, "rb") as file, open(name, "rb"):  # a reader may need a second descriptor
-            file.read(1)
+            while name not in _readable and file.read(_BLOCK):
+                pass
     except OSError as error:
-        raise_if_of_the_machine(error, name)
+        raise_if_of_the_machine(error, path)
+    else:
+        _readable.add(name)
 
 
 @contextlib.contextmanager
@@ -93,7 +105,7 @@ def open_video(path: str | Path) -> Iterator[cv2.VideoCapture]:
                     if video.open(name, backend):
                         break
             if not video.isOpened():
-                _check_readable(name)
+                check_readable(path)
             yield video
         finally:
             video.release()

@@ -21,7 +21,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from webdataset.gopen import Pipe, set_options
 from webdataset.tariterators import group_by_keys
 
-from ...addresses import Address, expand, open_address
+from ...addresses import Address, expand, open_address, why_it_ended
 from ...faults import describe, raise_if_of_the_machine
 from ...limits import TooLarge, open_file
 from ..clips.frames import FrameError, Problem, decode_image
@@ -151,7 +151,7 @@ def _members(shard: str, note: Callable[[str], None]) -> Iterator[dict[str, Any]
             pass
         stream.close()
         if stream.status not in stream.ignore_status:
-            note(f"its command ended with status {stream.status}")
+            note(why_it_ended(Address(shard), stream.status))
     elif stream is not None:
         stream.close()
 
