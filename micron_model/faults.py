@@ -42,7 +42,8 @@ def describe(error: BaseException) -> str:
     if isinstance(error, MemoryError):
         return "out of memory"
     if isinstance(error, OSError) and error.strerror:
-        return error.strerror
+        more = ", more than `ulimit -n` allows" if error.errno == errno.EMFILE else ""
+        return error.strerror + more
     return str(error).strip() or type(error).__name__
 
 
