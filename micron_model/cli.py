@@ -21,8 +21,11 @@ from micron_kernels import info as kernels_info
 from .commands.data import DataCommand
 from .commands.recognition import Evaluate, Finetune, Predict, parse_with_recognizer
 from .commands.score import Score
-from .data import Clip, FrameError, find_clips, read_image, synthetic_clips
+from .data import Clip, FrameError, find_clips, synthetic_clips
+from .data.clips.faces import Box, cut, find_face
+from .data.clips.frames import read_whole_image
 from .data.clips.pairs import longest_delta
+from .data.clips.stabilize import Stabilizer
 from .data.shards.plan import ShardConfig
 from .data.shards.read import are_shards, find_shards
 from .data.shards.write import ShardingStopped, write_shards
@@ -116,7 +119,7 @@ class Shard:
 
 @dataclass
 class Heatmap:
-    """Draw what changed between two frames of one face."""
+    """Draw what changed between two frames of one face: the face is found, and its apex laid over its onset."""
 
     onset: tyro.conf.Positional[Path]
     """Image of the face before."""
@@ -128,18 +131,36 @@ class Heatmap:
     """The picture to write."""
     gain: float = 4.0
     """Factor of the difference."""
+    margin: float = 0.1
+    """Added on each side of the box of the face, as a share of its side."""
+    stabilize: bool = True
+    """Lay the apex over the onset, so that the head keeps still."""
 
     def run(self, console: Console) -> None:
-        whole = [read_image(path) for path in (self.onset, self.apex)]
-        if whole[0].shape != whole[1].shape:
-            sides = [image.shape[1] for image in whole]
+        if not 0 <= self.margin < 1:
+            raise ValueError(f"margin={self.margin}; it is a share of the face's side, in [0, 1)")
+        onset_image, apex_image = (read_whole_image(path) for path in (self.onset, self.apex))
+        if onset_image.shape != apex_image.shape:
+            sizes = ["×".join(map(str, image.shape[1::-1])) for image in (onset_image, apex_image)]
             raise FrameError(
-                f"{self.onset} and {self.apex} differ in size (squares of {sides[0]} and {sides[1]} pixels): frames "
-                "of one clip have one size"
+                f"{self.onset} and {self.apex} differ in size ({sizes[0]} and {sizes[1]} pixels): frames of one clip "
+                "have one size"
             )
         model = load_model(self.model)
+        box, margin = find_face(onset_image), self.margin
+        if box is None:
+            say(console, f"{self.onset}: no face was found: its central square is shown")
+            height, width = onset_image.shape[:2]
+            side = min(height, width)
+            box, margin = Box((width - side) / 2, (height - side) / 2, side), 0.0
+        if self.stabilize:
+            apex_image, found = Stabilizer(onset_image, box)(apex_image)
+            if found.failure is not None:
+                say(console, f"{self.apex} is not laid over {self.onset}: {found.failure}")
         size = model.config.image_size
-        onset, apex = (torch.from_numpy(read_image(path, size))[None] for path in (self.onset, self.apex))
+        onset, apex = (
+            torch.from_numpy(cut(image, box, margin, size))[None] for image in (onset_image, apex_image)
+        )
         figure = figure_of_pairs(onset, apex, change_maps(model, onset, apex), gain=self.gain)
         save_figure(figure, self.out)
         say(console, f"heat maps: {self.out}")

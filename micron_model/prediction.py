@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from .data.clips.faces import Box, cut, find_face
 from .data.clips.frames import FrameError, ImageFolderClip, VideoClip, find_clips, read_whole_image
 from .data.clips.inputs import ClipInput
 from .data.clips.motion import pair_motion
+from .data.clips.stabilize import Stabilizer, look_up
 from .data.clips.videos import open_video
 from .plain_text import in_figure
 from .recognizers.base import Recognizer
@@ -50,6 +51,8 @@ class SpotConfig:
     face must be at rest for most of the video."""
     most: int = 10
     """Candidates at most; the strongest are kept."""
+    stabilize: bool = True
+    """Lay every frame over the one in which the face was found, so that the head keeps still."""
     margin: float = 0.1
     """Added on each side of the box of the face, as a share of its side."""
 
@@ -106,6 +109,8 @@ class Analysis:
     fps: float
     box: Box
     """The face, in pixels of the frames."""
+    left: dict[int, str]
+    """Numbers of the frames that could not be laid over the one in which the face was found, and why."""
     curve: np.ndarray
     """(T,), what ``difference_curve`` gave."""
     candidates: list[Candidate]
@@ -115,6 +120,7 @@ class Analysis:
             "source": self.source,
             "fps": self.fps,
             "face": self.box._asdict(),
+            "left_as_they_are": self.left,
             "candidates": [candidate.as_json() for candidate in self.candidates],
         }
 
@@ -132,19 +138,43 @@ def _whole_frames(clip: VideoClip | ImageFolderClip) -> Iterator[np.ndarray]:
             yield np.ascontiguousarray(image[:, :, ::-1])
 
 
-def _face_of(clip: VideoClip | ImageFolderClip) -> Box:
-    """The face, from the first of some frames, a second apart, in which there is one."""
+def _face_of(clip: VideoClip | ImageFolderClip) -> tuple[np.ndarray, Box]:
+    """The first of some frames, a second apart, in which there is a face, and the face."""
     for i, frame in enumerate(_whole_frames(clip)):
         second, rest = divmod(i, max(1, round(clip.fps)))
         if second >= _TRIES:
             break
         if rest == 0 and (box := find_face(frame)) is not None:
-            return box
+            return frame, box
     raise FrameError(
         f"{clip.name}: no face was found in its first {_TRIES} seconds; the face must look at the camera and be at "
         "least a fifth of the frame",
         clip.name,
     )
+
+
+class _Still:
+    """The frames of a clip, each (H, W, 3), laid over the one in which the face was found, if that is wanted.
+
+    Where each frame lies is found when it is first seen, and kept.
+    """
+
+    def __init__(self, clip: VideoClip | ImageFolderClip, stabilizer: Stabilizer | None):
+        self.clip, self.stabilizer = clip, stabilizer
+        self.transforms: list[np.ndarray] = []
+        self.left: dict[int, str] = {}
+
+    def frames(self, numbers: Container[int] | None = None) -> Iterator[tuple[int, np.ndarray]]:
+        """The frames of these numbers, or all."""
+        for i, frame in enumerate(_whole_frames(self.clip)):
+            if self.stabilizer is not None and i == len(self.transforms):
+                transform, failure = self.stabilizer.find(frame)
+                self.transforms.append(transform)
+                if failure is not None:
+                    self.left[i] = failure
+            if numbers is None or i in numbers:
+                laid_over = self.stabilizer is not None and i not in self.left
+                yield i, look_up(frame, self.transforms[i]) if laid_over else frame
 
 
 def difference_curve(
@@ -216,8 +246,9 @@ def predict(
 ) -> Analysis:
     """Find candidate micro-expressions in a video and classify them.
 
-    The face is found once; the head should keep still. Whatever stands out is a candidate: a blink, a word or a
-    macro-expression too, and the probabilities only say which class of micro-expression it would be.
+    The face is found once, and the frames are laid over that one (``config.stabilize``); where the head cannot be
+    followed they are left as they are, and ``Analysis.left`` says so. Whatever stands out is a candidate: a blink, a
+    word or a macro-expression too, and the probabilities only say which class of micro-expression it would be.
 
     Args:
         source: a video, or a folder of images.
@@ -236,17 +267,18 @@ def predict(
         raise ValueError(f"{source}: holds {len(clips)} clips, for example {clips[0].name}; give one")
     clip = clips[0]
     assert isinstance(clip, VideoClip | ImageFolderClip)
-    box = _face_of(clip)
-    small = (cut(frame, box, config.margin, _SPOTTED) for frame in _whole_frames(clip))
+    reference, box = _face_of(clip)
+    still = _Still(clip, Stabilizer(reference, box) if config.stabilize else None)
+    small = (cut(frame, box, config.margin, _SPOTTED) for _, frame in still.frames())
     curve = difference_curve(small, clip.fps)
     found = spot(curve, clip.fps, config)
-    values = _values(clip, box, found, recognizer.clip_input, config.margin)
+    values = _values(still, box, found, recognizer.clip_input, config.margin)
     probabilities = logits_of(recognizer, torch.stack(values)).softmax(1) if values else torch.empty(0, 0)
     candidates = [
         Candidate(spotted, dict(zip(recognizer.classes, given.tolist(), strict=True)), kept, clip.fps)
         for spotted, given, kept in zip(found, probabilities, values, strict=True)
     ]
-    return Analysis(str(source), clip.fps, box, curve.numpy(), candidates)
+    return Analysis(str(source), clip.fps, box, still.left, curve.numpy(), candidates)
 
 
 def figure_of_curve(analysis: Analysis) -> Figure:
@@ -279,12 +311,10 @@ def figure_of_candidates(analysis: Analysis, recognizer: Recognizer) -> Figure |
 
 
 def _values(
-    clip: VideoClip | ImageFolderClip, box: Box, found: list[Spotted], clip_input: ClipInput, margin: float
+    still: _Still, box: Box, found: list[Spotted], clip_input: ClipInput, margin: float
 ) -> list[Tensor]:
     """What the recognizer is given of each candidate."""
     wanted = [clip_input.frames(spotted.onset, spotted.apex, spotted.offset) for spotted in found]
     numbers = {number for frames in wanted for number in frames}
-    faces = {
-        i: cut(x, box, margin, clip_input.size) for i, x in enumerate(_whole_frames(clip)) if i in numbers
-    }
+    faces = {i: cut(frame, box, margin, clip_input.size) for i, frame in still.frames(numbers)}
     return [torch.from_numpy(clip_input.encode(np.stack([faces[i] for i in frames]))) for frames in wanted]

@@ -253,6 +253,13 @@ class Predict:
         analysis = predict(self.video, model, self.spot, fps=self.fps)
         for name in ("candidates.json", "curve.png", "candidates.png"):  # of another video, perhaps
             (self.out / name).unlink(missing_ok=True)
+        if analysis.left:
+            first, reason = next(iter(analysis.left.items()))
+            say(
+                console,
+                f"{len(analysis.left)} of {len(analysis.curve)} frames could not be laid over the others and are left "
+                f"as they are; the first, {first}: {reason}",
+            )
         save_figure(figure_of_curve(analysis), self.out / "curve.png")
         seen = figure_of_candidates(analysis, model)
         if seen is not None:

@@ -83,7 +83,7 @@ class Batches:
         self.positions: Positions = dict(positions or {})
         self.batch = step * config.accumulate
         last = config.steps * config.accumulate
-        options: dict[str, Any] = {"delta": config.delta, "flip": config.flip}
+        options: dict[str, Any] = {"delta": config.delta, "flip": config.flip, "stabilize": config.stabilize}
         dataset: Dataset
         clips, shards = sort_out(data)
         if shards:

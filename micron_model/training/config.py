@@ -39,6 +39,9 @@ class PretrainConfig:
     """Range of δ in frames at 30 frames a second, scaled to each clip's rate."""
     flip: bool = True
     """Mirror half of the pairs."""
+    stabilize: bool = False
+    """Lay the later frame of each pair over the earlier one, so that the head keeps still; the face should fill the
+    frames. 3 ms a pair (ours)."""
     motion: tuple[float, float] = (0.0, 255.0)
     """Least and most motion of a pair that is trained on; others are rejected. In grey levels of 255: the mean
     difference between its frames over the quarter of the patches that differ most (ours)."""

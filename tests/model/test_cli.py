@@ -6,13 +6,15 @@ import re
 import cv2
 import numpy as np
 import pytest
+import skimage.io
 import torch
 
 from micron_model import MicronBERT, preset, visualize
 from micron_model.cli import main
-from micron_model.data import synthetic_clips
+from micron_model.data import SyntheticClip, synthetic_clips
 from micron_model.demo import DemoConfig, run_demo
 from micron_model.training import PretrainConfig
+from micron_model.visualize import change_maps
 from writers import read_png, write_images, write_video
 
 SMALL = [
@@ -74,6 +76,44 @@ def test_heatmap(faces, model_folder, tmp_path, capsys):
     assert main(["heatmap", *faces, "--model", str(model_folder), "--out", str(out)]) == 0
     assert "heat maps" in capsys.readouterr().err
     assert read_png(out).shape[1] > 600
+
+
+def test_heatmap_finds_the_face_and_lays_the_apex_over_the_onset(model_folder, tmp_path, capsys, monkeypatch):
+    clip = SyntheticClip(1, "surprise")
+    face = clip.read([clip.onset], 96)[0]
+    for name, x in (("onset", 60), ("apex", 64)):
+        frame = np.full((3, 140, 200), 80, np.uint8)
+        frame[:, 20:116, x : x + 96] = face
+        skimage.io.imsave(tmp_path / f"{name}.png", frame.transpose(1, 2, 0), check_contrast=False)
+    shown = []
+    monkeypatch.setattr(
+        "micron_model.cli.change_maps", lambda model, *pair: shown.append(pair) or change_maps(model, *pair)
+    )
+    arguments = [
+        "heatmap",
+        *(str(tmp_path / f"{n}.png") for n in ("onset", "apex")),
+        "--model",
+        str(model_folder),
+    ]
+    assert main([*arguments, "--out", str(tmp_path / "map.png")]) == 0
+    assert main([*arguments, "--out", str(tmp_path / "map.png"), "--no-stabilize"]) == 0
+    assert "no face" not in capsys.readouterr().err
+    held, left = (float((onset.float() - apex.float()).abs().mean()) for onset, apex in shown)
+    assert held < 0.2 * left
+    behind = (shown[0][0] == 80).all(1).float().mean()
+    assert behind < 0.1  # of the whole picture it is three quarters
+
+
+def test_heatmap_says_that_no_face_was_found_and_that_the_apex_is_left(model_folder, tmp_path, capsys):
+    paths = []
+    for i in range(2):
+        noise = np.random.default_rng(i).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+        paths.append(str(tmp_path / f"{i}.png"))
+        skimage.io.imsave(paths[i], noise)
+    assert main(["heatmap", *paths, "--model", str(model_folder), "--out", str(tmp_path / "map.png")]) == 0
+    said = capsys.readouterr().err
+    assert "no face was found: its central square is shown" in " ".join(said.split())
+    assert "35% must" in " ".join(said.split())
 
 
 def test_demo_writes_everything_it_names(tmp_path):

@@ -1,6 +1,7 @@
 """Faces cut from clips: found, given, or the whole frame; the same cut for onset and apex; the cache."""
 
 import dataclasses
+import re
 
 import cv2
 import numpy as np
@@ -218,3 +219,22 @@ def test_what_memory_does_not_hold_is_read_from_the_cache(tmp_path, expression, 
     for chosen in (slice(1, 3), [0, 2], torch.tensor([2])):
         assert torch.equal(stored[chosen], in_memory[chosen])
     assert torch.equal(stored.at([1, 2])[[1]], in_memory[[2]])
+
+
+def test_frames_are_laid_over_the_onset_where_that_is_asked_for(tmp_path):
+    clip = synthetic_clips([0])[0]
+    onset, apex = clip.read([clip.onset, clip.apex], 96)
+    frames = np.stack([onset, np.roll(apex, 5, -1), np.full_like(apex, 90)])
+    expression = write_expression(tmp_path / "EP01", frames, [1, 2, 3], apex=2)
+    stabilized = dataclasses.replace(WHOLE, stabilize=True)
+    left = []
+    for config in (stabilized, WHOLE):
+        prepared = prepare([expression], OnsetApex(96), config, tmp_path / "cache")
+        assert prepared.problems == []
+        left.append(np.abs(prepared.values[0, 1].numpy() - apex.astype(float))[:, 12:-12, 12:-12].mean())
+    assert left[0] < 0.2 * left[1]
+    lost = dataclasses.replace(expression, apex=3)
+    for _ in range(2):  # made, then read from the cache
+        (problem,) = prepare([lost], OnsetApex(96), stabilized, tmp_path / "cache").problems
+        assert problem.path == f"{expression.dataset} {expression.name}"
+        assert re.fullmatch(r"not laid over the onset, frames 3: \d% of the points .*", problem.reason)

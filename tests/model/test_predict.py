@@ -5,6 +5,7 @@ import weakref
 
 import numpy as np
 import pytest
+import scipy.ndimage
 import torch
 
 from micron_model import MicronBERT, preset
@@ -12,6 +13,7 @@ from micron_model.cli import main
 from micron_model.data import FrameError, synthetic_clips
 from micron_model.data.clips.faces import cut
 from micron_model.data.clips.motion import pair_motion
+from micron_model.data.clips.stabilize import look_up
 from micron_model.data.databases.lookalike import LookalikeConfig, make_lookalike
 from micron_model.prediction import SpotConfig, difference_curve, predict, spot
 from micron_model.recognizers.micron_bert import MicronBERTRecognizer
@@ -93,6 +95,39 @@ def test_a_video_is_classified(video, clips, recognizer):
     with torch.no_grad():
         expected = recognizer(candidate.values[None]).softmax(1)[0]
     torch.testing.assert_close(torch.tensor(list(candidate.probabilities.values())), expected)
+
+
+def test_a_head_that_moves_is_held_still(clips, recognizer, tmp_path):
+    """Held still, the expression alone stands out; as it is, the way of the head hides it."""
+    frames = clips[1].read(range(120), 160)
+    way = scipy.ndimage.gaussian_filter1d(np.random.default_rng(0).normal(0, 12, (120, 2)), 3, axis=0)
+    moved = np.stack(
+        [
+            look_up(f.transpose(1, 2, 0), np.column_stack([np.eye(2), shift]), (160, 160)).transpose(2, 0, 1)
+            for f, shift in zip(frames, way, strict=True)
+        ]
+    )
+    video = write_video(tmp_path / "moving.avi", moved, fps=FPS)
+    analysis = predict(video, recognizer)
+    assert analysis.left == {}
+    (candidate,) = analysis.candidates
+    assert abs(candidate.spotted.apex - clips[1].apex) <= 4
+    swaying = predict(video, recognizer, SpotConfig(stabilize=False))
+    assert np.median(swaying.curve**2) > 9 * np.median(analysis.curve**2)
+
+
+def test_frames_in_which_the_head_is_lost_are_named(clips, recognizer, tmp_path, capsys):
+    frames = clips[1].read(range(40), 128)
+    frames[20:22] = 90
+    video = write_video(tmp_path / "lost.avi", frames, fps=FPS)
+    recognizer.save_pretrained(tmp_path / "recognizer")
+    out = tmp_path / "out"
+    assert main(["predict", str(video), "--model", str(tmp_path / "recognizer"), "--out", str(out)]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert (
+        "2 of 40 frames could not be laid over the others and are left as they are; the first, 20: " in said
+    )
+    assert json.loads((out / "candidates.json").read_text())["left_as_they_are"].keys() == {"20", "21"}
 
 
 def test_a_folder_of_images_is_a_video(clips, recognizer, tmp_path):

@@ -3,12 +3,19 @@
 import cv2
 import numpy as np
 import pytest
+from rich.console import Console
 
 from micron_model.data import SyntheticClip
 from micron_model.data.clips.faces import Box
+from micron_model.data.clips.frames import decode_image
 from micron_model.data.clips.nuisances import disturb
+from micron_model.data.clips.pairs import FramePairs
 from micron_model.data.clips.stabilize import Stabilizer, stabilized
 from micron_model.data.clips.synthetic import pixels, sample_cubic
+from micron_model.data.shards.plan import ShardConfig
+from micron_model.data.shards.read import find_shards, read_shard
+from micron_model.data.shards.write import write_shards
+from writers import write_images
 
 SIZE = 224
 CLIPS = [SyntheticClip(subject, "happiness" if subject % 2 else "surprise") for subject in range(1000, 1004)]
@@ -147,7 +154,61 @@ def test_a_head_out_of_reach_is_said_to_be(still_faces):
     assert "farther than it is followed: 62% of its width, 0°, 1.00 times" in failure
 
 
-def test_a_frame_of_another_size_is_refused(still_faces):
+def test_a_frame_of_another_size_is_left_and_the_sizes_given():
     stabilizer = Stabilizer(np.zeros((64, 64, 3), np.uint8))
-    with pytest.raises(ValueError, match=r"\(32, 64, 3\) and a reference of \(64, 64, 3\)"):
-        stabilizer.find(np.zeros((32, 64, 3), np.uint8))
+    small = np.zeros((32, 64, 3), np.uint8)
+    laid, found = stabilizer(small)
+    assert laid is small
+    assert found.failure == "it has 64×32 pixels and the reference 64×64"
+
+
+class Shown:
+    """A clip of two given frames."""
+
+    name, fps = "shown", 30.0
+
+    def __init__(self, frames):
+        self.frames = frames
+
+    def __len__(self):
+        return len(self.frames)
+
+    def read(self, indices, size):
+        return self.frames[list(indices)]
+
+
+def test_pairs_are_laid_over_each_other_and_one_that_cannot_be_is_told(still_faces):
+    onset, apex = still_faces[CLIPS[0]]
+    moved = seen_moved(apex, similarity(SIZE, (4, 3), 2, 1.0))
+    pair = FramePairs([Shown(np.stack([onset, moved]))], SIZE, flip=False, stabilize=True)[0]
+    assert np.array_equal(pair["frames"], onset)
+    assert np.array_equal(pair["later"], stabilized(np.stack([onset, moved]))[0][1])
+    assert pair["problems"] == []
+    grey = FramePairs([Shown(np.stack([onset, np.full_like(onset, 90)]))], SIZE, flip=False, stabilize=True)[
+        0
+    ]
+    assert (grey["later"] == 90).all()
+    (problem,) = grey["problems"]
+    assert problem.path == "shown frames 0 and 1"
+    assert problem.reason.startswith("left as they are: ")
+
+
+def test_runs_of_a_shard_are_laid_over_their_first_frame(still_faces, tmp_path):
+    onset, apex = still_faces[CLIPS[0]]
+    frames = [onset, *(seen_moved(apex, similarity(SIZE, (x, 3), 1, 1.0)) for x in (2, 4))]
+    frames = np.stack([*frames, np.full_like(onset, 90), *[onset] * 8])
+    folder = write_images(tmp_path / "clip", frames)
+    left = {}
+    for on in (True, False):
+        out = tmp_path / str(on)
+        written = write_shards(
+            [folder], out, ShardConfig(size=SIZE, stabilize=on), workers=1, console=Console(quiet=True)
+        )
+        assert written.frames == 12
+        assert [p.reason.split(":")[0] for p in written.problems] == [
+            "from frame 3 on, some are left as they are"
+        ] * on
+        ((run, *_), _) = read_shard(find_shards([out])[0])
+        pair = [decode_image(run.frames[i], SIZE)[:, 32:-32, 32:-32].astype(float) for i in (1, 2)]
+        left[on] = np.abs(pair[0] - pair[1]).mean()
+    assert left[True] < 0.5 * left[False]

@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 from .frames import Clip, FrameError, Problem
+from .stabilize import stabilized
 
 
 def longest_delta(delta: tuple[float, float], fps: float, delta_fps: float = 30.0) -> int:
@@ -48,6 +49,8 @@ class FramePairs(Dataset):
         delta: range of δ, both ends included, in frames at ``delta_fps``; scaled to each clip's rate.
         delta_fps: frame rate that ``delta`` is meant at (30: that of CAS(ME)^3, on which μ-BERT was trained).
         flip: mirror half of the pairs left to right.
+        stabilize: lay the later frame over the earlier one. The face should fill the frames; where it cannot be
+            followed the pair is left as it is, and is a problem.
     """
 
     def __init__(
@@ -59,12 +62,13 @@ class FramePairs(Dataset):
         delta: tuple[float, float] = (5, 11),
         delta_fps: float = 30.0,
         flip: bool = True,
+        stabilize: bool = False,
     ):
         if not clips:
             raise ValueError("clips is empty; there is nothing to draw pairs from")
         check_delta(delta)
         self.clips, self.size, self.seed = clips, size, seed
-        self.delta, self.delta_fps, self.flip = delta, delta_fps, flip
+        self.delta, self.delta_fps, self.flip, self.stabilize = delta, delta_fps, flip, stabilize
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -90,14 +94,23 @@ class FramePairs(Dataset):
                 path = error.path or clip.name
                 problems.append(Problem(path, str(error).removeprefix(f"{path}: ")))
                 continue
+            source = f"{clip.name} frames {t} and {t + delta}"
+            if self.stabilize:
+                pair, problem = stabilized_pair(pair, source)
+                problems += problem
             if flipped:
                 pair = pair[..., ::-1].copy()
             frames, later = torch.from_numpy(pair)
-            source = f"{clip.name} frames {t} and {t + delta}"
             return {"frames": frames, "later": later, "source": source, "problems": problems}
         raise FrameError(
             f"16 pairs in a row could not be read; the last: {problems[-1].path}: {problems[-1].reason}"
         )
+
+
+def stabilized_pair(pair: np.ndarray, source: str) -> tuple[np.ndarray, list[Problem]]:
+    """A pair (2, 3, S, S), uint8, the later frame laid over the earlier one, and the problem of one that cannot be."""
+    laid, (_, failure) = stabilized(pair)
+    return laid, [] if failure is None else [Problem(source, f"left as they are: {failure}")]
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:

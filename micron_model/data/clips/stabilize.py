@@ -102,7 +102,7 @@ class Stabilizer:
         grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
         if self._shrinks:  # or the pixels between those that are looked up would be passed over
             grey = cv2.blur(grey, (round(self._from_box[0, 0]),) * 2)
-        return _normalized(_looked_up(grey, _compose(transform, self._from_box), (_SIDE, _SIDE)))
+        return _normalized(look_up(grey, _compose(transform, self._from_box), (_SIDE, _SIDE)))
 
     def _track(self, frame: np.ndarray, near: np.ndarray, levels: int) -> tuple[np.ndarray, float] | None:
         """The transform of a frame that is near ``near``, and the share of the points that agree."""
@@ -127,15 +127,10 @@ class Stabilizer:
         return _compose(near, in_frame), fitted[1] * len(points) / len(self._points)
 
     def find(self, frame: np.ndarray) -> Registration:
-        """How a frame (H, W, 3), uint8, RGB, of the reference's size lies over it.
-
-        Raises:
-            ValueError: it has another size.
-        """
+        """How a frame (H, W, 3), uint8, RGB, lies over the reference; one of another size is a failure."""
         if frame.shape != self.shape:
-            raise ValueError(
-                f"a frame of shape {frame.shape} and a reference of {self.shape}: frames of a clip have one size"
-            )
+            sizes = ("×".join(map(str, shape[1::-1])) for shape in (frame.shape, self.shape))
+            return Registration(np.eye(2, 3), "it has {} pixels and the reference {}".format(*sizes))
         tracked = self._track(frame, self._last, levels=1)
         if tracked is None or tracked[1] < _SHARE:
             tracked = self._track(frame, np.eye(2, 3), levels=3)
@@ -180,19 +175,28 @@ class Stabilizer:
     def __call__(self, frame: np.ndarray) -> tuple[np.ndarray, Registration]:
         """A frame (H, W, 3), uint8, RGB, laid over the reference; as it is where that failed.
 
-        What comes from outside repeats the edge. Raises as :meth:`find` does.
+        What comes from outside repeats the edge.
         """
         found = self.find(frame)
         if found.failure is not None:
             return frame, found
-        return _looked_up(frame, found.transform, (frame.shape[1], frame.shape[0])), found
+        return look_up(frame, found.transform), found
 
 
-def _looked_up(image: np.ndarray, transform: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """``image`` at the places to which ``transform`` takes the pixels of an image of ``size`` (width, height)."""
+def look_up(image: np.ndarray, transform: np.ndarray, size: tuple[int, int] | None = None) -> np.ndarray:
+    """``image`` (H, W) or (H, W, 3) at the places to which a transform takes the pixels of the result.
+
+    By cubic interpolation; what lies outside repeats the edge.
+
+    Args:
+        image: uint8.
+        transform: (2, 3), for example that of a :class:`Registration`.
+        size: width and height of the result; those of the image if not given.
+    """
     return cv2.warpAffine(
-        image, transform, size, flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE
-    )
+        image, transform, size or (image.shape[1], image.shape[0]), flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_REPLICATE,
+    )  # fmt: skip
 
 
 def stabilized(frames: np.ndarray, box: Box | None = None) -> tuple[np.ndarray, list[str | None]]:

@@ -22,11 +22,12 @@ from ...whole_file import whole_file
 from ..clips.faces import Box, cut, find_face, spot_apex
 from ..clips.frames import FrameError, Problem, read_whole_image
 from ..clips.inputs import ClipInput, StoredValues, UnusableClip, Values
+from ..clips.stabilize import Stabilizer
 from .expressions import Expression
 from .given_faces import Given, GivenFaces
 
 #: Of what is kept; another number makes earlier caches unread.
-_FORMAT = 2
+_FORMAT = 3
 #: Side in pixels at which an apex is looked for, where the input has none of its own.
 _SPOTTED = 96
 #: Bytes up to which what is kept of all clips stays in memory.
@@ -50,6 +51,9 @@ class FaceConfig:
     without are looked for."""
     spot_apex: bool = False
     """Where the database has no apex, take the frame that differs most from the onset, not the midpoint."""
+    stabilize: bool = False
+    """Lay every frame over the onset, so that the head keeps still. The databases' cropped layouts are registered
+    already."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.margin < 1:
@@ -65,6 +69,8 @@ class Kept(NamedTuple):
     """Number of the apex frame."""
     found: bool
     """Whether the face was found, or given; otherwise the central square was taken."""
+    left: str
+    """Which frames were left where the head went, and why; empty if none."""
 
 
 #: The file where the values stay on the disk, and what is known of them; or why there are none.
@@ -101,8 +107,15 @@ def _encode(expression: Expression, clip_input: ClipInput, config: FaceConfig, g
             f"its face has the side {box.side:g}, four times that of the frame ({width}×{height})"
         )
 
+    stabilizer = Stabilizer(onset, box) if config.stabilize else None
+    failures: dict[int, str] = {}
+
     def read(number: int, size: int | None = clip_input.size) -> np.ndarray:
         image = onset if number == expression.onset else read_whole_image(expression.path(number))
+        if stabilizer is not None:
+            image, registration = stabilizer(image)
+            if registration.failure is not None:
+                failures[number] = registration.failure
         return cut(image, box, margin, size)
 
     apex = expression.apex
@@ -111,7 +124,9 @@ def _encode(expression: Expression, clip_input: ClipInput, config: FaceConfig, g
         faces = np.stack([read(n, clip_input.size or _SPOTTED) for n in numbers])
         apex = numbers[spot_apex(torch.from_numpy(faces))]
     wanted = clip_input.frames(expression.onset, apex, expression.offset)
-    return Kept(clip_input.encode(np.stack([read(number) for number in wanted])), apex, found)
+    values = clip_input.encode(np.stack([read(number) for number in wanted]))
+    left = f"frames {', '.join(map(str, failures))}: {next(iter(failures.values()))}" if failures else ""
+    return Kept(values, apex, found, left)
 
 
 def _key(expression: Expression, clip_input: ClipInput, config: FaceConfig, given: Given | None) -> str:
@@ -141,14 +156,14 @@ def _load(path: Path) -> Kept | None:
             if sum(member.file_size for member in members.infolist()) > os.fstat(file.fileno()).st_size:
                 return None
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
-            return Kept(stored["values"], int(stored["apex"]), bool(stored["found"]))
+            return Kept(stored["values"], int(stored["apex"]), bool(stored["found"]), str(stored["left"]))
     except (OSError, ValueError, TypeError, KeyError, EOFError, MemoryError, SyntaxError, zipfile.BadZipFile):
         return None
 
 
 def _store(path: Path, kept: Kept) -> None:
     with whole_file(path) as file:
-        np.savez(file, values=kept.values, apex=kept.apex, found=kept.found)
+        np.savez(file, values=kept.values, apex=kept.apex, found=kept.found, left=kept.left)
 
 
 @dataclass(frozen=True)
@@ -224,6 +239,9 @@ def _collect(expressions: Sequence[Expression], results: Sequence[_Result], conf
         if not made.found:
             path = str(expression.path(expression.onset))
             problems.append(Problem(path, "no face was found: the central square was taken"))
+        if made.left:
+            name = f"{expression.dataset} {expression.name}"
+            problems.append(Problem(name, f"not laid over the onset, {made.left}"))
         spotted = _is_spotted(expression, config)
         kept.append(replace(expression, apex=made.apex, apex_from="spotting") if spotted else expression)
         values.append(torch.from_numpy(made.values))

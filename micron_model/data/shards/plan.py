@@ -33,6 +33,8 @@ class ShardConfig:
     """Length of a run of consecutive frames: the two frames of a pair come from one run."""
     frames_per_shard: int = 4096
     """About how many frames a shard holds; it is closed with the run that reaches them."""
+    stabilize: bool = False
+    """Lay the frames of a run over its first, so that the head keeps still."""
     subject: str | None = None
     """Regular expression with one group that finds the subject in a clip's path. Without it, the subject is the
     folder that holds the clip, below the source."""

@@ -25,7 +25,7 @@ from ...addresses import Address, expand, open_address, why_it_ended
 from ...faults import describe, raise_if_of_the_machine
 from ...limits import TooLarge, open_file
 from ..clips.frames import FrameError, Problem, decode_image
-from ..clips.pairs import check_delta, draw_delta
+from ..clips.pairs import check_delta, draw_delta, stabilized_pair
 from .unpack import Unpacked
 
 #: (epoch, number of the shard in that epoch's order, number of the next pair in that shard)
@@ -232,6 +232,7 @@ class ShardPairs(IterableDataset):
         delta_fps: frame rate that ``delta`` is meant at.
         flip: mirror half of the pairs left to right.
         pairs_per_run: pairs that are drawn from each run in an epoch.
+        stabilize: lay the later frame over the earlier one, as :class:`FramePairs` does.
         rank: of this process, in [0, ranks).
         ranks: processes that share the shards.
         start: for a consumer (rank · workers + logical worker), the ``position`` of its last sample: it goes on
@@ -250,6 +251,7 @@ class ShardPairs(IterableDataset):
         delta_fps: float = 30.0,
         flip: bool = True,
         pairs_per_run: int = 4,
+        stabilize: bool = False,
         rank: int = 0,
         ranks: int = 1,
         start: Mapping[int, Position] | None = None,
@@ -269,6 +271,7 @@ class ShardPairs(IterableDataset):
                 )
         self.shards, self.size, self.seed = list(shards), size, seed
         self.delta, self.delta_fps, self.flip, self.pairs_per_run = delta, delta_fps, flip, pairs_per_run
+        self.stabilize = stabilize
         self.rank, self.ranks, self.first_worker = rank, ranks, first_worker
         self.start = dict(start or {})
 
@@ -289,15 +292,19 @@ class ShardPairs(IterableDataset):
         """A pair of a run; one that cannot be decoded is drawn anew a few times."""
         for attempt in range(4):
             t, later, flipped = self._draw(run, _generator(*draw, attempt))
-            images = []
+            images: Any = []
             for number in (t, later):
                 try:
                     images.append(decode_image(run.frames[number], self.size))
                 except FrameError as error:
                     problems.append(Problem(shard, f"{run.key}: frame {number} {error}"))
             if len(images) == 2:
-                pair = torch.from_numpy(np.stack(images))
                 source = f"{run.clip} frames {t} and {later}"
+                images = np.stack(images)
+                if self.stabilize:
+                    images, problem = stabilized_pair(images, source)
+                    problems += problem
+                pair = torch.from_numpy(images)
                 frames, after = pair.flip(-1) if flipped else pair
                 return {"frames": frames, "later": after, "source": source}
         return None

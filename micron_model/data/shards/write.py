@@ -32,7 +32,9 @@ from ...progress import ProgressBar
 from ...resumable import claimed
 from ...signals import NotedSignals, end_with_parent
 from ...whole_file import whole_file
+from ..clips.faces import find_face
 from ..clips.frames import Problem, find_clips
+from ..clips.stabilize import Stabilizer
 from .plan import Run, ShardConfig, check_plan, fingerprint, plan_shards
 
 
@@ -81,6 +83,29 @@ def _write_run(tar: TarWriter, run: Run, images: dict[int, bytes]) -> None:
     tar.write({"__key__": run.key} | {f"{number:08d}.jpg": images[number] for number in numbers})
 
 
+def _laid(
+    frames: Iterator[tuple[int, np.ndarray | Problem]], run: Run
+) -> Iterator[tuple[int, np.ndarray | Problem]]:
+    """Frames (3, size, size) laid over the first of them; one that cannot be is left, and why is told once a run."""
+    stabilizer, told = None, False
+    for i, frame in frames:
+        if isinstance(frame, Problem):
+            yield i, frame
+            continue
+        image = np.ascontiguousarray(frame.transpose(1, 2, 0))
+        if stabilizer is None:
+            stabilizer = Stabilizer(image, find_face(image))
+        else:
+            image, found = stabilizer(image)
+            if found.failure is not None and not told:
+                told = True
+                yield (
+                    i,
+                    Problem(run.clip.name, f"from frame {i} on, some are left as they are: {found.failure}"),
+                )
+        yield i, image.transpose(2, 0, 1)
+
+
 def _write_shard(
     path: Path, runs: Sequence[Run], config: ShardConfig, stopped: Callable[[], bool]
 ) -> dict[str, Any]:
@@ -97,7 +122,8 @@ def _write_shard(
         ):
             for run in runs:
                 images = {}
-                for i, frame in run.clip.decode(run.start, run.stop, config.size):
+                frames_of_run = run.clip.decode(run.start, run.stop, config.size)
+                for i, frame in _laid(frames_of_run, run) if config.stabilize else frames_of_run:
                     if stopped():
                         raise _Stop
                     if isinstance(frame, Problem):
