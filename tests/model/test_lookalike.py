@@ -5,9 +5,10 @@ import pytest
 
 from lookalikes import tiny_lookalike
 from micron_model.data import SyntheticClip, synthetic_clips
-from micron_model.data.clips.synthetic import CLASSES, FURTHER, PLACES
+from micron_model.data.clips.frames import read_whole_image
+from micron_model.data.clips.synthetic import AMPLITUDE, CLASSES, FURTHER, LENGTH, PLACES, Manner
 from micron_model.data.databases import casme2, samm
-from micron_model.data.databases.lookalike import LookalikeConfig
+from micron_model.data.databases.lookalike import DIFFICULTIES, LookalikeConfig
 
 
 def test_the_clips_of_the_demo_are_what_they_were():
@@ -41,6 +42,54 @@ def test_repeated_clips_are_of_one_face_and_move_differently():
     assert first.amplitude != second.amplitude
     rest = [clip.read([0], 32).astype(int) for clip in (first, second)]
     assert 0 < np.abs(rest[0] - rest[1]).mean() < 5  # the noise alone
+
+
+def test_a_manner_changes_the_movement_and_not_the_face():
+    others = {
+        "amplitude": (0.1, 0.2), "rise": (4, 4), "fall": (6, 6), "asymmetry": 0.9, "places": 0.1, "directions": 0.5,
+        "mixed": 0.9, "blinks": 1.0, "gaze": 1.0,
+    }  # fmt: skip
+    plain = SyntheticClip(4, "happiness")
+    for name, other in others.items():
+        clip = SyntheticClip(4, "happiness", manner=Manner(**{name: other}))
+        frames = range(plain.onset, plain.offset, 2)
+        changed = [np.abs(clip.displacement(i, 16) - plain.displacement(i, 16)).max() for i in frames]
+        assert max(changed) > 0.01, name
+    clip = SyntheticClip(4, "happiness", manner=Manner(**others))
+    assert np.array_equal(clip.read([0], 16), plain.read([0], 16))
+
+
+def test_one_side_falls_behind_by_no_more_than_asked():
+    shares = []
+    for subject in range(40):
+        clip = SyntheticClip(subject, "surprise", manner=Manner(asymmetry=0.5))
+        lengths = [moving.length for moving in clip._expression(clip.apex)][:4]  # both brows, both lids
+        assert lengths[:2] == lengths[2:]
+        shares.append(lengths[0] / lengths[1])
+        assert max(lengths) == pytest.approx(clip.amplitude)
+    assert 0.5 <= min(shares) < 0.8
+    assert 1.25 < max(shares) <= 2
+
+
+def test_a_clip_at_any_tempo_ends_at_rest():
+    assert SyntheticClip(1, "fear").manner.amplitude == AMPLITUDE
+    for difficulty in DIFFICULTIES.values():
+        for subject in range(20):
+            clip = SyntheticClip(subject, "fear", manner=difficulty.manner)
+            assert clip.onset < clip.apex < clip.offset < LENGTH
+    with pytest.raises(ValueError, match=r"rise=\(4, 30\) and fall=\(10, 20\).* end after its 44 frames"):
+        Manner(rise=(4, 30))
+
+
+def test_a_harder_lookalike_shows_the_same_faces_under_nuisances(tmp_path):
+    for level in ("easy", "hard"):
+        tiny_lookalike("casme2", tmp_path / level, side=32, difficulty=level, quirks=False, subjects=1)
+    rows = [casme2.load(tmp_path / level)[0] for level in ("easy", "hard")]
+    assert [e.emotion for e in rows[0]] == [e.emotion for e in rows[1]]
+    easy, hard = (read_whole_image(e[0].path(e[0].onset)).astype(int) for e in rows)
+    assert 1 < np.abs(easy - hard).mean() < 20
+    with pytest.raises(ValueError, match="difficulty='harder' is none of easy, medium, hard"):
+        LookalikeConfig(difficulty="harder")
 
 
 def test_a_lookalike_is_the_same_again_and_another_with_another_seed(tmp_path):

@@ -9,7 +9,7 @@ an onset–apex–offset course, and adds sensor noise to every frame.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -106,6 +106,9 @@ FURTHER: dict[str, tuple[Movement, ...]] = {
 # Random numbers follow from a label's place here, so a new one goes last.
 _MOVEMENTS = CLASSES | FURTHER
 _SPREAD = 0.12  # standard deviation of a displacement, in sides of the face
+_EYE = 0.06  # the same of a lid or an eye alone
+_SACCADE = 3  # frames in which the eyes turn
+_LATEST_ONSET = 8
 _SOURCE = 256  # side of the cut photographs in pixels
 _FACE = 0.72  # side of the detected face over the side of the cut
 
@@ -188,6 +191,50 @@ def _neutral(clip: SyntheticClip, size: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
+class Manner:
+    """How people differ in what they do: what clips of a class do not have in common. The defaults are none of it."""
+
+    amplitude: tuple[float, float] = AMPLITUDE
+    """Displacement at the apex, from and to, in pixels of a 64×64 frame."""
+    rise: tuple[int, int] = (8, 14)
+    """Frames from onset to apex, from and to."""
+    fall: tuple[int, int] = (10, 20)
+    """Frames from apex to offset, from and to."""
+    asymmetry: float = 0.0
+    """Largest share by which one side of the face falls behind the other; which side is drawn too."""
+    places: float = 0.0
+    """Standard deviation of where it moves, in sides of the face."""
+    directions: float = 0.0
+    """Standard deviation of where to, in radians."""
+    mixed: float = 0.0
+    """Largest share of the amplitude with which another emotion shows at the same time."""
+    blinks: float = 0.0
+    """Chance of a blink between onset and offset."""
+    gaze: float = 0.0
+    """Chance that the eyes look elsewhere between onset and offset."""
+
+    def __post_init__(self) -> None:
+        if _LATEST_ONSET + self.rise[1] + self.fall[1] >= LENGTH:
+            raise ValueError(
+                f"rise={self.rise} and fall={self.fall}, of a clip whose onset is frame {_LATEST_ONSET} at the latest, "
+                f"end after its {LENGTH} frames"
+            )
+
+
+class _Moving(NamedTuple):
+    """What moves at a moment."""
+
+    place: np.ndarray
+    """(x, y) in the square of the face."""
+    direction: np.ndarray
+    """(x, y), y downwards."""
+    length: float
+    """In pixels of a 64×64 frame."""
+    spread: float
+    """Standard deviation of the displacement about the place, in sides of the face."""
+
+
+@dataclass(frozen=True)
 class SyntheticClip:
     """One micro-expression of one identity; everything about it follows from its fields.
 
@@ -196,6 +243,7 @@ class SyntheticClip:
         label: class, a key of ``CLASSES`` or ``FURTHER``.
         seed: of the set that the clip belongs to.
         repeat: tells apart clips of one subject, label and seed.
+        manner: in what it differs from others of its class.
     """
 
     subject: int
@@ -203,6 +251,7 @@ class SyntheticClip:
     seed: int = 0
     fps: float = FPS
     repeat: int = 0
+    manner: Manner = Manner()
 
     @property
     def name(self) -> str:
@@ -219,22 +268,24 @@ class SyntheticClip:
     @property
     def onset(self) -> int:
         """Number of the last frame before the movement."""
-        return int(self._rng(0).integers(3, 9))
+        return int(self._rng(0).integers(3, _LATEST_ONSET + 1))
 
     @property
     def apex(self) -> int:
-        """Number of the frame of the widest movement, 0.13 to 0.23 s after the onset."""
-        return self.onset + int(self._rng(1).integers(8, 15))
+        """Number of the frame of the widest movement; of the plain manner 0.13 to 0.23 s after the onset."""
+        least, most = self.manner.rise
+        return self.onset + int(self._rng(1).integers(least, most + 1))
 
     @property
     def offset(self) -> int:
-        """Number of the first frame at rest again, 0.17 to 0.33 s after the apex."""
-        return self.apex + int(self._rng(2).integers(10, 21))
+        """Number of the first frame at rest again; of the plain manner 0.17 to 0.33 s after the apex."""
+        least, most = self.manner.fall
+        return self.apex + int(self._rng(2).integers(least, most + 1))
 
     @property
     def amplitude(self) -> float:
         """Displacement at the apex, in pixels of a 64×64 frame."""
-        return float(self._rng(3).uniform(*AMPLITUDE))
+        return float(self._rng(3).uniform(*self.manner.amplitude))
 
     def course(self, frame: int) -> float:
         """Share of the amplitude that is reached at ``frame``: raised cosines up to the apex and down."""
@@ -256,20 +307,54 @@ class SyntheticClip:
         shift = size / 2 + rng.normal(0, 0.02 * size, 2) - linear @ np.full(2, _SOURCE / 2)
         return np.column_stack([linear, shift])
 
+    def _expression(self, frame: int) -> Iterator[_Moving]:
+        """The emotion, and what is mixed into it."""
+        manner, rng = self.manner, self._rng(5)
+        reach = self.course(frame) * self.amplitude
+        behind, left = 1 - rng.uniform(0, manner.asymmetry), rng.random() < 0.5
+        other = rng.choice([name for name in _MOVEMENTS if name != self.label])
+        for label, share in ((self.label, 1.0), (other, rng.uniform(0, manner.mixed))):
+            for movement in _MOVEMENTS[label]:
+                place = np.array(PLACES[movement.place]) + rng.normal(0, manner.places, 2)
+                turn = rng.normal(0, manner.directions)
+                cos, sin = np.cos(turn), np.sin(turn)
+                direction = np.array([[cos, -sin], [sin, cos]]) @ np.array([movement.x, movement.y])
+                weaker = behind if movement.place.endswith("left") == left else 1.0
+                yield _Moving(place, direction, reach * share * weaker, _SPREAD)
+
+    def _eyes(self, frame: int) -> Iterator[_Moving]:
+        """A blink and a change of gaze, where they happen: no part of any emotion."""
+        manner, rng = self.manner, self._rng(6)
+        blinks, looks = rng.random() < manner.blinks, rng.random() < manner.gaze
+        middle, half, closing = rng.uniform(self.onset, self.offset), rng.uniform(4, 7), rng.uniform(2, 4)
+        closed = closing * (1 + np.cos(np.pi * np.clip((frame - middle) / half, -1, 1))) / 2
+        begun, angle = rng.uniform(self.onset, self.offset), rng.uniform(0, 2 * np.pi)
+        turned = rng.uniform(0.5, 1.5) * np.clip((frame - begun) / _SACCADE, 0, 1)
+        for side in ("left", "right"):
+            lid = np.array(PLACES[f"lid {side}"])
+            if blinks:
+                yield _Moving(lid, np.array([0.0, 1.0]), closed, _EYE)
+            if looks:
+                eye = lid + np.array([0.0, 0.03])
+                yield _Moving(eye, np.array([np.cos(angle), 0.5 * np.sin(angle)]), turned, _EYE)
+
     def displacement(self, frame: int, size: int) -> np.ndarray:
-        """Displacement (size, size, 2) of each pixel at ``frame``, (x, y) in pixels, from the face at rest."""
-        reach = self.course(frame) * self.amplitude * size / 64
+        """Displacement (size, size, 2) of each pixel at ``frame``, (x, y) in pixels, from the face at rest: all that
+        moves, blinks and gaze too."""
         to_frame = self._identity_map(size)
         linear = to_frame[:, :2]
-        spread = _SPREAD * _FACE * _SOURCE * abs(np.linalg.det(linear)) ** 0.5
         directions = linear / np.linalg.norm(linear, axis=0)
         x, y = pixels(size)
         field = np.zeros((size, size, 2))
-        for movement in _MOVEMENTS[self.label]:
-            place = (np.array(PLACES[movement.place]) - 0.5) * _FACE * _SOURCE + _SOURCE / 2
+        for moving in (*self._expression(frame), *self._eyes(frame)):
+            reach = moving.length * size / 64
+            if reach == 0:
+                continue
+            spread = moving.spread * _FACE * _SOURCE * abs(np.linalg.det(linear)) ** 0.5
+            place = (moving.place - 0.5) * _FACE * _SOURCE + _SOURCE / 2
             centre = linear @ place + to_frame[:, 2]
             weight = np.exp(-((x - centre[0]) ** 2 + (y - centre[1]) ** 2) / (2 * spread**2))
-            field += reach * weight[..., None] * (directions @ np.array([movement.x, movement.y]))
+            field += reach * weight[..., None] * (directions @ moving.direction)
         return field
 
     def read(self, indices: Sequence[int], size: int) -> np.ndarray:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import csv
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
 import openpyxl
 
 from ..clips.frames import write_image
-from ..clips.synthetic import SyntheticClip
+from ..clips.nuisances import Nuisance, compression, head_motion, light, sensor_noise, to_uint8
+from ..clips.synthetic import Manner, SyntheticClip
 from . import casme2, casme3, samm, smic
 from .classes import SCHEMES
 from .expressions import Official
@@ -29,7 +31,45 @@ _MOVES_LIKE = {
     "sad": "sadness",
     "happy": "happiness",
 }
+_OF_NUISANCES = 99  # of a seed: a number that no other stream of a clip has
 _STEP = 2  # frames of a synthetic clip from one frame of a look-alike to the next
+
+
+class Difficulty(NamedTuple):
+    """What stands between a clip and its emotion."""
+
+    manner: Manner = Manner()
+    """How people differ in what they do."""
+    nuisances: tuple[Nuisance, ...] = ()
+    """What changes in the frames although no face moves, in this order."""
+
+
+#: Weaker than those of nuisances.LEVELS, under which a plain difference of frames is at chance.
+_NUISANCES = (
+    functools.partial(head_motion, shift=0.25, rotation=0.0025),
+    functools.partial(light, gain=0.015, gradient=0.015, offset=0.6),
+    functools.partial(sensor_noise, deviation=2.5),
+    functools.partial(compression, quality=90),
+)
+#: Chosen by measurement (bench/experiments/lookalike_difficulty.md): optical flow and a linear layer solve "easy"; at
+#: "hard" no plain means are above 0.90 UF1, and none at chance.
+DIFFICULTIES = {
+    "easy": Difficulty(),
+    "medium": Difficulty(
+        Manner(
+            amplitude=(0.5, 1.6), rise=(6, 16), fall=(8, 19), asymmetry=0.4, places=0.02, directions=0.15, mixed=0.3,
+            blinks=0.25, gaze=0.25,
+        ),
+        _NUISANCES,
+    ),
+    "hard": Difficulty(
+        Manner(
+            amplitude=(0.3, 1.1), rise=(4, 16), fall=(6, 19), asymmetry=0.8, places=0.05, directions=0.4, mixed=0.8,
+            blinks=0.7, gaze=0.5,
+        ),
+        _NUISANCES,
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -45,12 +85,17 @@ class LookalikeConfig:
     side: int = 128
     """Side of the frames in pixels."""
     seed: int = 0
+    difficulty: Literal["easy", "medium", "hard"] = "easy"
+    """easy: the same clean movement for all of a class. medium, hard: smaller and uneven ones that emotions share, at
+    other tempi, with blinks, gaze, head motion, light, sensor noise and compression."""
     layout: str | None = None
     """Which of the dataset's layouts; the best known one if not given."""
     quirks: bool = True
     """Write the faults of the databases too; without them, every row can be used as it is."""
 
     def __post_init__(self) -> None:
+        if self.difficulty not in DIFFICULTIES:
+            raise ValueError(f"difficulty={self.difficulty!r} is none of {', '.join(DIFFICULTIES)}")
         clips = self.subjects * self.clips if self.counts is None else sum(self.counts.values())
         least = 5 if self.quirks else 1
         if self.subjects < 1 or self.side < 1 or clips < least:
@@ -138,6 +183,12 @@ def _write_frames(
     first, last = planned.indices[0], planned.indices[-1]
     indices = [*range(first - around, first), *planned.indices, *range(last + 1, last + 1 + around)]
     frames = planned.clip.read(indices, config.side)
+    nuisances = DIFFICULTIES[config.difficulty].nuisances
+    if nuisances:
+        rng = np.random.default_rng((config.seed, planned.clip.subject, planned.order, _OF_NUISANCES))
+        for nuisance in nuisances:
+            frames = nuisance(frames, rng)
+        frames = to_uint8(frames)
     for number, frame in enumerate(frames, planned.onset - around):
         if number not in planned.without:
             image = np.ascontiguousarray(frame.transpose(1, 2, 0)[:, :, ::-1])
@@ -284,7 +335,7 @@ def _plan(dataset: str, config: LookalikeConfig) -> list[Planned]:
     names = [layout.name for layout in layouts]
     if config.layout not in (None, *names):
         raise ValueError(f"layout={config.layout!r} is none of {', '.join(names)} of {dataset}")
-    number = list(_WRITERS).index(dataset)
+    number, manner = list(_WRITERS).index(dataset), DIFFICULTIES[config.difficulty].manner
     rng = np.random.default_rng((config.seed, number))
     orders: Counter[int] = Counter()
     repeats: Counter[tuple[int, str]] = Counter()
@@ -292,7 +343,7 @@ def _plan(dataset: str, config: LookalikeConfig) -> list[Planned]:
     for subject, emotion in _deal(list(official.counts), config):
         moves, order = _MOVES_LIKE.get(emotion, emotion), orders[subject]
         identity = 1000 * (number + 1) + subject  # the parts of a composite show different faces
-        clip = SyntheticClip(identity, moves, config.seed, repeat=repeats[subject, moves])
+        clip = SyntheticClip(identity, moves, config.seed, repeat=repeats[subject, moves], manner=manner)
         # From 7 on, frames pass 10, where the order of names leaves that of numbers; two clips share a recording.
         onset = 7 + (int(rng.integers(50)) if plan else 0) + 100 * (order % 2)
         plan.append(_plan_clip(clip, subject, order, emotion, onset))
