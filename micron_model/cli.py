@@ -23,6 +23,7 @@ from .commands.recognition import Evaluate, Finetune, Predict, parse_with_recogn
 from .commands.score import Score
 from .data import Clip, FrameError, find_clips, synthetic_clips
 from .data.clips.faces import Box, cut, find_face
+from .data.clips.find import describe_clips
 from .data.clips.frames import read_whole_image
 from .data.clips.pairs import longest_delta
 from .data.clips.stabilize import Stabilizer
@@ -86,6 +87,8 @@ class Pretrain:
         found, problems = find_clips(self.data, fps=self.fps)
         report_problems(problems, console)
         console.print(f"{len(found)} clips, {sum(len(clip) for clip in found)} frames")
+        for line in describe_clips(found):
+            say(console, line)
         short = [c for c in found if len(c) - 1 < longest_delta(self.training.delta, c.fps)]
         if short:
             console.print(f"{len(short)} clips are shorter than the widest δ: their pairs are nearer")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,11 +14,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from .data.clips.faces import Box, cut, find_face
-from .data.clips.frames import FrameError, ImageFolderClip, VideoClip, find_clips, read_whole_image
+from .data.clips.find import describe_clips, find_clips
+from .data.clips.frames import FrameError, ImageFolderClip, OtherSize, Problem, VideoClip
 from .data.clips.inputs import ClipInput
 from .data.clips.motion import pair_motion
 from .data.clips.stabilize import Stabilizer, look_up
-from .data.clips.videos import open_video
 from .plain_text import in_figure
 from .recognizers.base import Recognizer
 from .recognizers.fitting import logits_of
@@ -79,22 +79,19 @@ class Candidate:
     """A candidate interval and what the recognizer makes of it."""
 
     spotted: Spotted
+    frames: tuple[int, int, int]
+    """Numbers of onset, apex and offset in the file, or among the images in their order."""
+    seconds: tuple[float, float, float]
+    """Of onset, apex and offset from the beginning."""
     probabilities: dict[str, float]
     """Of each class, given that there is a micro-expression at all."""
     values: Tensor
     """What the recognizer is given of it."""
-    fps: float
-
-    @property
-    def seconds(self) -> tuple[float, float, float]:
-        """Of onset, apex and offset from the beginning."""
-        onset, apex, offset, _ = self.spotted
-        return onset / self.fps, apex / self.fps, offset / self.fps
 
     def as_json(self) -> dict[str, Any]:
         names = ("onset", "apex", "offset")
         return {
-            "frames": dict(zip(names, self.spotted[:3], strict=True)),
+            "frames": dict(zip(names, self.frames, strict=True)),
             "seconds": dict(zip(names, (round(s, 3) for s in self.seconds), strict=True)),
             "strength": self.spotted.strength,
             "probabilities": self.probabilities,
@@ -114,28 +111,54 @@ class Analysis:
     curve: np.ndarray
     """(T,), what ``difference_curve`` gave."""
     candidates: list[Candidate]
+    threshold: float
+    """What the curve must reach to stand out."""
+    highest: tuple[float, float] | None
+    """The highest peak, a candidate or not: seconds, and how far it stands out."""
+    problems: list[Problem]
+    """What was passed over: in place of a frame, the one before it was taken."""
+    notes: list[str]
+    """How frames were taken, where there is something to be said of it."""
 
     def as_json(self) -> dict[str, Any]:
+        highest = (
+            None if self.highest is None else dict(zip(("seconds", "strength"), self.highest, strict=True))
+        )
         return {
             "source": self.source,
             "fps": self.fps,
             "face": self.box._asdict(),
             "left_as_they_are": self.left,
+            "threshold": self.threshold,
+            "highest_peak": highest,
+            "passed_over": [f"{problem.path}: {problem.reason}" for problem in self.problems],
+            "notes": self.notes,
             "candidates": [candidate.as_json() for candidate in self.candidates],
         }
 
 
-def _whole_frames(clip: VideoClip | ImageFolderClip) -> Iterator[np.ndarray]:
-    """Frames (H, W, 3), uint8, RGB, up to the end or to what cannot be decoded."""
-    if isinstance(clip, ImageFolderClip):
-        yield from map(read_whole_image, clip.paths)
-        return
-    with open_video(clip.path) as video:
-        while True:
-            ok, image = video.read()
-            if not ok:
-                return
-            yield np.ascontiguousarray(image[:, :, ::-1])
+def _whole_frames(
+    clip: VideoClip | ImageFolderClip, note: Callable[[Problem], object] = lambda problem: None
+) -> Iterator[np.ndarray]:
+    """Frames (H, W, 3), uint8, RGB, up to the end; for one that cannot be read the one before it, and ``note`` is told.
+
+    Raises:
+        FrameError: a frame has another size.
+    """
+    held, count = None, 0
+    for i, image in clip.images(0, len(clip)):
+        if isinstance(image, OtherSize):
+            raise FrameError(
+                f"{image.path}: {image.reason}; a face is followed in frames of one size", image.path
+            )
+        if isinstance(image, Problem):
+            note(image)
+            continue
+        frame = np.ascontiguousarray(image[:, :, ::-1])
+        for _ in range(i - count):
+            yield frame if held is None else held
+        yield frame
+        held, count = frame, i + 1
 
 
 def _face_of(clip: VideoClip | ImageFolderClip) -> tuple[np.ndarray, Box]:
@@ -164,9 +187,11 @@ class _Still:
         self.transforms: list[np.ndarray] = []
         self.left: dict[int, str] = {}
 
-    def frames(self, numbers: Container[int] | None = None) -> Iterator[tuple[int, np.ndarray]]:
-        """The frames of these numbers, or all."""
-        for i, frame in enumerate(_whole_frames(self.clip)):
+    def frames(
+        self, numbers: Container[int] | None = None, note: Callable[[Problem], object] = lambda problem: None
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """The frames of these numbers, or all; ``note`` is told of those that cannot be read."""
+        for i, frame in enumerate(_whole_frames(self.clip, note)):
             if self.stabilizer is not None and i == len(self.transforms):
                 transform, failure = self.stabilizer.find(frame)
                 self.transforms.append(transform)
@@ -224,14 +249,19 @@ def difference_curve(
     )
 
 
+def _at_rest(curve: Tensor) -> tuple[Tensor, Tensor]:
+    """Median of a curve, and its robust standard deviation."""
+    centre = curve.median()
+    return centre, 1.4826 * (curve - centre).abs().median().clamp(min=1e-6)
+
+
 def spot(curve: Tensor, fps: float, config: SpotConfig) -> list[Spotted]:
     """Peaks of the curve that stand out, in their order in time, each the highest of half a second about it.
 
     Frames near an expression are compared with it and stand out too, less than it does. What has no quarter second
     before and after it is no candidate.
     """
-    centre = curve.median()
-    deviation = 1.4826 * (curve - centre).abs().median().clamp(min=1e-6)
+    centre, deviation = _at_rest(curve)
     strength = (curve - centre) / deviation
     reach, last = max(1, round(_RISE * fps)), len(curve) - 1
     highest = F.max_pool1d(strength[None], 4 * reach + 1, 1, 2 * reach)[0]
@@ -262,23 +292,31 @@ def predict(
             recognizer; FrameError: no face was found.
     """
     config = config or SpotConfig()
-    clips, _ = find_clips([source], fps=fps)
+    clips, problems = find_clips([source], fps=fps)
     if len(clips) > 1:
         raise ValueError(f"{source}: holds {len(clips)} clips, for example {clips[0].name}; give one")
     clip = clips[0]
     assert isinstance(clip, VideoClip | ImageFolderClip)
     reference, box = _face_of(clip)
     still = _Still(clip, Stabilizer(reference, box) if config.stabilize else None)
-    small = (cut(frame, box, config.margin, _SPOTTED) for _, frame in still.frames())
+    small = (cut(frame, box, config.margin, _SPOTTED) for _, frame in still.frames(note=problems.append))
     curve = difference_curve(small, clip.fps)
     found = spot(curve, clip.fps, config)
     values = _values(still, box, found, recognizer.clip_input, config.margin)
     probabilities = logits_of(recognizer, torch.stack(values)).softmax(1) if values else torch.empty(0, 0)
-    candidates = [
-        Candidate(spotted, dict(zip(recognizer.classes, given.tolist(), strict=True)), kept, clip.fps)
-        for spotted, given, kept in zip(found, probabilities, values, strict=True)
-    ]
-    return Analysis(str(source), clip.fps, box, still.left, curve.numpy(), candidates)
+    candidates = []
+    for spotted, given, kept in zip(found, probabilities, values, strict=True):
+        places = spotted.onset, spotted.apex, spotted.offset
+        (o, a, e), (x, y, z) = map(clip.number, places), map(clip.seconds, places)
+        of_class = dict(zip(recognizer.classes, given.tolist(), strict=True))
+        candidates.append(Candidate(spotted, (o, a, e), (x, y, z), of_class, kept))
+    centre, deviation = _at_rest(curve)
+    highest = spot(curve, clip.fps, replace(config, strength=1e-9, most=1))
+    return Analysis(
+        str(source), clip.fps, box, still.left, curve.numpy(), candidates,
+        float(centre + config.strength * deviation),
+        (clip.seconds(highest[0].apex), highest[0].strength) if highest else None, problems, describe_clips([clip]),
+    )  # fmt: skip
 
 
 def figure_of_curve(analysis: Analysis) -> Figure:
@@ -295,6 +333,15 @@ def figure_of_curve(analysis: Analysis) -> Figure:
             label, (apex, analysis.curve[candidate.spotted.apex]), (0, 3), textcoords="offset points", ha="center",
             fontsize=8,
         )  # fmt: skip
+    axes.axhline(analysis.threshold, color=LINE_COLOURS[2], ls="--", lw=0.8)
+    axes.annotate(
+        "threshold",
+        (0, analysis.threshold),
+        (3, 2),
+        textcoords="offset points",
+        fontsize=7,
+        color=LINE_COLOURS[2],
+    )
     axes.set_xlabel("seconds")
     axes.set_ylabel("difference (grey levels of 255)")
     axes.margins(x=0, y=0.15)

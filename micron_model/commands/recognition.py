@@ -32,6 +32,7 @@ from ..progress import ProgressBar
 from ..recognizers.base import BUILT_IN, Recipe, Recognizer, recipe_class
 from ..recognizers.fitting import Fitting
 from ..resumable import claimed
+from ..training.problems import report_problems
 from ..training.run import device_type
 from ..visualize import save_figure
 from ..whole_file import write_whole
@@ -277,6 +278,16 @@ class Predict:
                 cell_of_terminal(likely),
             )
         shown = Console(file=sys.stdout, highlight=False)
-        shown.print(table if analysis.candidates else "nothing stands out: no candidate")
+        report_problems(analysis.problems, console)
+        for line in analysis.notes:
+            say(console, line)
+        if analysis.candidates:
+            shown.print(table)
+        elif analysis.highest is None:
+            say(shown, "nothing stands out: no candidate")
+        else:
+            when, strength = analysis.highest
+            say(shown, f"nothing stands out: no candidate. The highest peak is at {when:.2f} s, of strength "
+                f"{strength:.1f}; candidates have {self.spot.strength:g} (--strength)")  # fmt: skip
         say(shown, note)
         say(console, f"pictures and candidates.json: {self.out}")

@@ -1,6 +1,7 @@
 """Frames in: clips from folders, videos or synthesis, and the pairs that pre-training draws from them."""
 
-from .clips.frames import Clip, FrameError, Problem, find_clips, read_image
+from .clips.find import find_clips
+from .clips.frames import Clip, FrameError, Problem, read_image
 from .clips.pairs import FramePairs
 from .clips.synthetic import SyntheticClip, synthetic_clips
 from .shards.read import ShardPairs, are_shards, find_shards

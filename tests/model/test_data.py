@@ -57,6 +57,7 @@ def test_clips_are_found_at_any_depth_and_bad_ones_are_listed(tmp_path):
     assert reasons == {
         "short": "has 1 frames; a pair needs 2",
         "empty.mp4": "no frame can be decoded from this video",
+        tmp_path.name: "holds files that are neither image nor video: 1 .txt",
     }
 
 

@@ -11,10 +11,11 @@ import contextlib
 import os
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
+import numpy as np
 
 from ...faults import raise_if_of_the_machine
 
@@ -95,17 +96,31 @@ def check_readable(path: str | Path) -> None:
 
 
 @contextlib.contextmanager
-def open_video(path: str | Path) -> Iterator[cv2.VideoCapture]:
-    """The video in a file, to read from; ``isOpened()`` tells whether it is one."""
+def open_video(path: str | Path, settings: Sequence[int] = ()) -> Iterator[cv2.VideoCapture]:
+    """The video in a file, to read from; ``isOpened()`` tells whether it is one. Settings are pairs of OpenCV's."""
     with _safe_name(Path(path)) as name:
         video = cv2.VideoCapture()
         try:
             with _settings():
                 for backend in _backends():
-                    if video.open(name, backend):
+                    if video.open(name, backend, list(settings)):
                         break
             if not video.isOpened():
                 check_readable(path)
             yield video
         finally:
             video.release()
+
+
+def frame_times(path: str | Path) -> np.ndarray:
+    """(n,), in seconds, ascending: when the frames are shown, as the container says; none is decoded.
+
+    Empty where it does not say, or who reads the container does not tell.
+    """
+    found = []
+    with open_video(path, [cv2.CAP_PROP_FORMAT, -1]) as video:  # packets as they are
+        while video.isOpened() and video.grab():
+            found.append(video.get(cv2.CAP_PROP_POS_MSEC) / 1000)
+    times = np.sort(np.array(found))  # packets come in the order of decoding
+    times = times[times >= 0]  # before that, packets are needed to decode others, and not shown
+    return times if len(times) and np.isfinite(times).all() and times[-1] > times[0] else times[:0]

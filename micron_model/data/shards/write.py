@@ -28,12 +28,14 @@ from rich.console import Console
 from webdataset import TarWriter
 
 from ...limits import read_json
+from ...plain_text import say
 from ...progress import ProgressBar
 from ...resumable import claimed
 from ...signals import NotedSignals, end_with_parent
 from ...whole_file import whole_file
 from ..clips.faces import find_face
-from ..clips.frames import Problem, find_clips
+from ..clips.find import describe_clips, find_clips
+from ..clips.frames import Problem
 from ..clips.stabilize import Stabilizer
 from .plan import Run, ShardConfig, check_plan, fingerprint, plan_shards
 
@@ -273,6 +275,9 @@ def write_shards(
     if workers is not None and workers < 1:
         raise ValueError(f"workers={workers}; at least 1 process must write")
     clips, problems = find_clips(sources, fps=config.fps)
+    console = console or Console(stderr=True)
+    for line in describe_clips(clips):
+        say(console, line)
     shards = plan_shards(clips, sources, config)
     # The clips are there for who trains on the shards and must know whom the model has seen.
     plan = {"settings": asdict(config), "data": fingerprint(clips), "clips": [clip.name for clip in clips]}
