@@ -73,7 +73,7 @@ class Clips:
     ) -> Task:
         return load_task(
             dataset, root, inputs, scheme=self.scheme, face=self.face, cache=self.cache,
-            allow_differences=self.allow_differences, console=console, **options, **vars(self.source),
+            allow_differences=self.allow_differences, console=console, **options, **self.source.options,
         )  # fmt: skip
 
 

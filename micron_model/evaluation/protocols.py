@@ -193,7 +193,8 @@ def check_census(censuses: Sequence[Census], *, allow_differences: bool = False)
     """Refuse datasets that are not what their authors state.
 
     Returns:
-        A line a dataset that differs, to be shown with the scores; only if ``allow_differences``.
+        What is to be shown with the scores: clips that are known to be missing, and, only if ``allow_differences``, a
+        line a dataset that differs.
 
     Raises:
         ValueError: a census differs, and that was not allowed.
@@ -205,6 +206,6 @@ def check_census(censuses: Sequence[Census], *, allow_differences: bool = False)
     ]
     if lines and not allow_differences:
         raise ValueError(
-            f"{'. '.join(lines)}. Scores would not compare with others; allow_differences runs it anyway"
+            f"{'. '.join(lines)}. Scores would not compare with others; --allow-differences runs it anyway"
         )
-    return lines
+    return [f"{census.dataset}: {gap}" for census in censuses for gap in census.gaps] + lines

@@ -27,6 +27,7 @@ import torch
 from micron_model import MicronBERT, load_official, preset
 from micron_model.data.clips.frames import read_image
 from micron_model.data.databases.given_faces import read_boxes
+from micron_model.data.databases.listed import usual_columns
 from micron_model.data.databases.sheets import read_sheet
 from micron_model.data.shards.read import read_shard
 from micron_model.evaluation.predictions import read_predictions
@@ -194,7 +195,9 @@ def kinds(tmp_path_factory) -> dict[str, Kind]:
         "image": Kind(".png", encoded, read_image),
         "csv of predictions": Kind(".csv", [_PREDICTIONS], read_predictions),
         "csv of boxes": Kind(".csv", [_BOXES], read_boxes),
-        "xlsx": Kind(".xlsx", [_sheet()], lambda p: read_sheet(p, ["Subject", "Filename", "Onset"])),
+        "xlsx": Kind(
+            ".xlsx", [_sheet()], lambda p: read_sheet(p, usual_columns("Onset", "Apex", "Offset", "Emotion"))
+        ),
     }
 
 

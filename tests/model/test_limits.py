@@ -252,7 +252,7 @@ def test_a_sheet_of_too_many_cells_is_left_where_it_passes_them(tmp_path, monkey
     for _ in range(3000):
         sheet.append(["x"] * 4)
     book.save(tmp_path / "s.xlsx")
-    assert len(read_tables(tmp_path / "s.xlsx")["Sheet"]) == 3000
+    assert len(read_tables(tmp_path / "s.xlsx")[0]["Sheet"]) == 3000
     monkeypatch.setenv("MICRON_MAX_CELLS", "100")
     with pytest.raises(
         TooLarge, match=r"s\.xlsx: has more than 100 cells; a larger MICRON_MAX_CELLS allows it"

@@ -1,11 +1,14 @@
 """Spreadsheets as they are distributed, copied and damaged."""
 
+import time
+
 import openpyxl
 import pytest
 
-from micron_model.data.databases.sheets import find_sheet, read_sheet
+from micron_model.data.databases.sheets import Column, find_sheet, read_sheet, read_tables
 
-COLUMNS = ("Subject", "Filename", "Onset Frame")
+COLUMNS = (Column("subject", "Subject"), Column("filename", "Filename"), Column("onset", "Onset Frame"))
+HEADER = [column.name for column in COLUMNS]
 
 
 def write_book(path, **worksheets):
@@ -27,13 +30,13 @@ def write_csv(path, *lines):
 def test_the_header_is_found_beneath_notes_and_rows_keep_their_numbers(tmp_path):
     notes = [["Subject and Filename name a folder"], [], ["seen by", None, "two coders"]]
     path = write_book(
-        tmp_path / "a.xlsx", A=[*notes, COLUMNS, ["006", "006_1_2", 5562], [], [7, "007_3_1", 12]]
+        tmp_path / "a.xlsx", A=[*notes, HEADER, ["006", "006_1_2", 5562], [], [7, "007_3_1", 12]]
     )
-    first, second = read_sheet(path, COLUMNS)
-    assert (first.number, first["Subject"], first["Filename"], first["Onset Frame"]) == (
+    first, second = read_sheet(path, COLUMNS).rows
+    assert (first.number, first["subject"], first["filename"], first["onset"]) == (
         *(5, "006", "006_1_2", "5562"),
     )
-    assert (second.number, second["Subject"]) == (7, "7")
+    assert (second.number, second["subject"]) == (7, "7")
     assert second.where == f"{path}, row 7"
 
 
@@ -43,43 +46,47 @@ def test_columns_are_read_by_name_wherever_they_are(tmp_path):
     )
     copied = write_csv(tmp_path / "b.csv", "Subject,Unnamed: 2,Filename,Onset_Frame", "01,,EP,46.0")
     for path, subject in ((spaced, "1"), (copied, "01")):
-        (row,) = read_sheet(path, COLUMNS)
-        assert [row[name] for name in COLUMNS] == [subject, "EP", "46"]
+        (row,) = read_sheet(path, COLUMNS).rows
+        assert [row[column.role] for column in COLUMNS] == [subject, "EP", "46"]
         assert len(row.cells) == 3
 
 
 def test_a_subject_stored_as_a_fraction_keeps_its_number(tmp_path):
-    (row,) = read_sheet(write_csv(tmp_path / "a.csv", "Subject", "12.0"), ["Subject"])
-    assert row["Subject"] == "12"
+    (row,) = read_sheet(write_csv(tmp_path / "a.csv", "Subject", "12.0"), COLUMNS[:1]).rows
+    assert row["subject"] == "12"
 
 
 def test_the_named_worksheet_is_taken_of_several(tmp_path):
     path = write_book(
         tmp_path / "a.xlsx",
-        FULL=[COLUMNS, ["1", "no", 1]],
-        MICRO_ONLY=[COLUMNS, ["1", "yes", 1]],
+        FULL=[HEADER, ["1", "no", 1]],
+        MICRO_ONLY=[HEADER, ["1", "yes", 1]],
         Legend=[["nothing"]],
     )
-    (row,) = read_sheet(path, COLUMNS, worksheet="MICRO_ONLY")
-    assert row["Filename"] == "yes"
-    with pytest.raises(ValueError, match=r"several worksheets have a header \(FULL, MICRO_ONLY\)"):
+    (row,) = read_sheet(path, COLUMNS, worksheet="MICRO_ONLY").rows
+    assert row["filename"] == "yes"
+    with pytest.raises(
+        ValueError,
+        match=r"several worksheets have such a header \(FULL, MICRO_ONLY\); save the one",
+    ):
         read_sheet(path, COLUMNS)
 
 
 def test_a_sheet_without_header_or_column_is_refused_with_what_it_has(tmp_path):
-    path = write_book(tmp_path / "a.xlsx", First=[["sub", "file"], [1, 2]])
-    with pytest.raises(ValueError, match=r"no row of First has the cell 'Subject'"):
+    path = write_book(tmp_path / "a.xlsx", First=[["who", "file"], [1, 2]])
+    with pytest.raises(ValueError, match=r"no row of First has the cells 'Subject', 'Filename'"):
         read_sheet(path, COLUMNS)
-    path = write_book(tmp_path / "b.xlsx", A=[["Subject", None, "Filename", "Onset"]])
+    path = write_book(tmp_path / "b.xlsx", A=[["Subject", None, "Filename", "Start"]])
     with pytest.raises(
-        ValueError, match=r"no column 'Onset Frame'; its columns are Subject, Filename, Onset$"
+        ValueError,
+        match=r"no column 'Onset Frame'; its columns are Subject, Filename, Start\. .*--columns onset NAME$",
     ):
         read_sheet(path, COLUMNS)
 
 
 @pytest.mark.parametrize("damage", ["cut short", "no archive", "empty", "another archive"])
 def test_a_damaged_workbook_is_named_without_a_traceback(tmp_path, damage):
-    path = write_book(tmp_path / "a.xlsx", A=[COLUMNS, *([str(i), "EP", i] for i in range(200))])
+    path = write_book(tmp_path / "a.xlsx", A=[HEADER, *([str(i), "EP", i] for i in range(200))])
     whole = path.read_bytes()
     other = {
         "cut short": whole[: len(whole) // 2],
@@ -92,13 +99,55 @@ def test_a_damaged_workbook_is_named_without_a_traceback(tmp_path, damage):
         read_sheet(path, COLUMNS)
 
 
-def test_text_that_is_not_utf8_and_old_workbooks_are_refused(tmp_path):
-    (tmp_path / "a.csv").write_bytes("Subject\nMüller".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"a\.csv: is not text in UTF-8"):
-        read_sheet(tmp_path / "a.csv", ["Subject"])
-    (tmp_path / "a.xls").write_bytes(b"\xd0\xcf\x11\xe0")
-    with pytest.raises(ValueError, match=r"old \.xls files are not read; save it as \.xlsx or \.csv"):
-        read_sheet(tmp_path / "a.xls", ["Subject"])
+def test_old_workbooks_and_what_is_no_text_are_refused(tmp_path):
+    for name in ("a.xls", "a.xlsx"):  # a workbook with a password is one of the old kind
+        (tmp_path / name).write_bytes(b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1")
+        with pytest.raises(
+            ValueError, match=r"old \.xls files, and .* are not read; save it as \.xlsx or \.csv"
+        ):
+            read_sheet(tmp_path / name, COLUMNS)
+    (tmp_path / "a.csv").write_bytes(b"Subject\0")
+    with pytest.raises(ValueError, match=r"a\.csv: is no text; a sheet is \.xlsx"):
+        read_sheet(tmp_path / "a.csv", COLUMNS)
+
+
+@pytest.mark.parametrize("separator", [";", "\t", "|"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "latin-1"])
+def test_separators_and_encodings_of_other_programs_are_read(tmp_path, separator, encoding):
+    rows = [HEADER, ["1", "EP, 01", "46"], ["2", "Müller", "7"]]
+    path = tmp_path / "a.csv"
+    path.write_bytes("\n".join(separator.join(row) for row in rows).encode(encoding))
+    sheet = read_sheet(path, COLUMNS)
+    assert [list(row.cells.values()) for row in sheet.rows] == rows[1:]
+    assert [note.split(":")[0] for note in sheet.notes] == (["a.csv"] if encoding == "latin-1" else [])
+
+
+def test_well_known_names_of_columns_are_taken_and_said_once_and_others_can_be_given(tmp_path):
+    path = write_csv(tmp_path / "a.csv", "sub,filename_o,Onset,Start", "1,EP,46,9", "2,EP,47,10")
+    sheet = read_sheet(path, COLUMNS)
+    assert [row["onset"] for row in sheet.rows] == ["46", "47"]
+    assert sheet.notes == (
+        "a.csv: the column 'sub' is taken for 'Subject'",
+        "a.csv: the column 'filename_o' is taken for 'Filename'",
+        "a.csv: the column 'Onset' is taken for 'Onset Frame'",
+    )
+    assert [row["onset"] for row in read_sheet(path, COLUMNS, given={"onset": "start"}).rows] == ["9", "10"]
+    with pytest.raises(ValueError, match=r"no column 'begin'; its columns are sub, .*: --columns onset NAME"):
+        read_sheet(path, COLUMNS, given={"onset": "begin"})
+    with pytest.raises(ValueError, match=r"--columns peak: the columns of .* are subject, filename, onset"):
+        read_sheet(path, COLUMNS, given={"peak": "Onset"})
+
+
+def test_a_formatted_cell_at_the_last_row_takes_neither_time_nor_memory(tmp_path):
+    book = openpyxl.Workbook()
+    book.active.append(HEADER)
+    book.active.append(["1", "EP", 46])
+    book.active["C1048576"].font = openpyxl.styles.Font(bold=True)
+    book.save(tmp_path / "a.xlsx")
+    began = time.process_time()
+    tables, _ = read_tables(tmp_path / "a.xlsx")
+    assert time.process_time() - began < 10
+    assert tables == {"Sheet": {1: HEADER, 2: ["1", "EP", "46"]}}
 
 
 def test_the_sheet_is_found_by_its_name_else_if_it_is_the_only_one(tmp_path):

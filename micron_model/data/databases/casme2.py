@@ -2,33 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from .expressions import Dataset, Expression, Official
-from .folders import Layout, clip_folders, find_frames, find_tree
-from .listed import Columns, collect, read_expression, subject_number
+from .expressions import Dataset, Official
+from .folders import Layout, clip_folders, find_tree
+from .listed import Facts, Reading, clip_of, read_listed, subject_number, usual_columns
 from .sheets import Row, find_sheet, read_sheet
 
-FPS = 200.0
-OFFICIAL = Official(
-    26,
-    {
-        "happiness": 32,
-        "disgust": 63,
-        "repression": 27,
-        "surprise": 25,
-        "sadness": 7,
-        "fear": 2,
-        "others": 99,
-    },
+_2014 = {
+    "happiness": 32,
+    "disgust": 63,
+    "repression": 27,
+    "surprise": 25,
+    "sadness": 7,
+    "fear": 2,
+    "others": 99,
+}
+#: The sheet of 2019 calls three clips of subject 24 surprise that the older one calls sadness.
+RELEASES = (
+    Official(26, _2014, "20140508"),
+    Official(26, _2014 | {"surprise": 28, "sadness": 4}, "20190701"),
 )
+OFFICIAL = RELEASES[0]
 SUBJECT = r"sub\d+"
 LAYOUTS = (
-    Layout("cropped", SUBJECT, r"crop[^/]*$"),
-    Layout("selected", SUBJECT, r"selected[^/]*$"),
-    Layout("raw", SUBJECT),
+    Layout("cropped", SUBJECT, "sub01", r"crop[^/]*$"),
+    Layout("selected", SUBJECT, "sub01", r"selected[^/]*$"),
+    Layout("raw", SUBJECT, "sub01"),
 )
-COLUMNS = Columns("OnsetFrame", "ApexFrame", "OffsetFrame", "Estimated Emotion")
+FACTS = Facts(
+    dataset="casme2",
+    fps=200.0,
+    releases=RELEASES,
+    columns=usual_columns("OnsetFrame", "ApexFrame", "OffsetFrame", "Estimated Emotion"),
+    trusted="offset",
+    absent=("sub05/EP05_03", "sub05/EP07_01", "sub05/EP13_04f", "sub19/EP11_01f", "sub26/EP13_01"),
+    short={"sub16/EP01_08": "Cropped"},
+)
 
 
 def clip_name(subject: str, filename: str) -> str:
@@ -36,7 +47,14 @@ def clip_name(subject: str, filename: str) -> str:
     return f"sub{subject_number('casme2', subject):02d}/{filename}"
 
 
-def load(root: str | Path, *, layout: str | None = None, sheet: str | Path | None = None) -> Dataset:
+def load(
+    root: str | Path,
+    *,
+    layout: str | None = None,
+    sheet: str | Path | None = None,
+    columns: Mapping[str, str] | None = None,
+    reading: Reading | None = None,
+) -> Dataset:
     """The expressions of CASME II under ``root``.
 
     Args:
@@ -44,21 +62,21 @@ def load(root: str | Path, *, layout: str | None = None, sheet: str | Path | Non
             ``CASME2_RAW_selected`` and ``CASME2-RAW``.
         layout: ``"cropped"``, ``"selected"`` or ``"raw"``; if not given, the first of them that is there.
         sheet: the sheet, if it is elsewhere or one of several.
+        columns: what the sheet calls its columns subject, filename, onset, apex, offset and emotion.
+        reading: which clips are left out, and what is done about an apex that is the onset.
 
     Raises:
         FileNotFoundError: ``root``, the frames or the sheet are not there.
-        ValueError: there are several sheets or trees of one layout, or the sheet cannot be read.
+        ValueError: there are several sheets or trees of one layout, the sheet cannot be read, or most clips lack
+            frames.
     """
     root = Path(root)
-    layout, tree = find_tree(root, LAYOUTS, layout)
-    rows = read_sheet(find_sheet(root, SUBJECT, r"casme.*cod", sheet), COLUMNS)
-    clips = clip_folders(tree, SUBJECT, clip_name)
+    tree = find_tree(root, LAYOUTS, layout)
+    listed = read_sheet(find_sheet(root, SUBJECT, r"casme.*cod", sheet), FACTS.columns, given=columns)
+    clips = clip_folders(tree.folder, SUBJECT, clip_name)
 
-    def read(row: Row) -> Expression:
-        name = clip_name(row["Subject"], row["Filename"])
-        folder = clips.get(name.lower(), tree / name)
-        return read_expression(
-            row, COLUMNS, find_frames, dataset="casme2", name=name, folder=folder, fps=FPS, trusted="offset"
-        )
+    def place(row: Row) -> tuple[str, Path]:
+        name = clip_name(row["subject"], clip_of(row["filename"]))
+        return name, clips.get(name.lower(), tree.folder / name)
 
-    return collect("casme2", OFFICIAL, rows, read, f"frames of layout {layout!r}: {tree}")
+    return read_listed(FACTS, listed, tree, place, reading)

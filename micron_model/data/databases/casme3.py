@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 
-from .expressions import Dataset, Expression, Official
-from .folders import Layout, find_frames, find_tree, subfolders
-from .listed import Columns, collect, read_expression, subject_number
+from .expressions import Dataset, Official
+from .folders import Layout, Tree, find_frames, find_tree, subfolders
+from .listed import Facts, Reading, clip_of, read_listed, subject_number, usual_columns
 from .sheets import Row, find_sheet, read_sheet
 
-FPS = 30.0
 OFFICIAL = Official(
     94,
     {
@@ -26,22 +26,38 @@ OFFICIAL = Official(
 SUBJECT, CLIP = r"spno\.\d+", r"spno\.\d+_[a-z]+_\d+"
 # Depth has folders of the same names; parts B and C have no expressions of this sheet.
 _OF_PART_A = r"^(?!.*part_?[bc](?![a-z]))(?!.*/depth$)"
-LAYOUTS = (Layout("clips", CLIP, _OF_PART_A), Layout("recordings", SUBJECT, _OF_PART_A))
-COLUMNS = Columns("Onset", "Apex", "Offset", "emotion")
+LAYOUTS = (
+    Layout("clips", CLIP, "spNo.1_b_166", _OF_PART_A),
+    Layout("recordings", SUBJECT, "spNO.1", _OF_PART_A),
+)
+FACTS = Facts(
+    dataset="casme3",
+    fps=30.0,
+    releases=(OFFICIAL,),
+    columns=usual_columns("Onset", "Apex", "Offset", "emotion"),
+    trusted="apex",
+)
 
 
-def _folders(layout: str, tree: Path) -> dict[str, Path]:
+def _folders(tree: Tree) -> dict[str, Path]:
     """Folders of colour frames, by ``1_b_166`` for clips and by ``1_b`` for recordings."""
-    if layout == "clips":
-        return {clip.name.lower().removeprefix("spno."): clip for clip in subfolders(tree, CLIP)}
+    if tree.layout == "clips":
+        return {clip.name.lower().removeprefix("spno."): clip for clip in subfolders(tree.folder, CLIP)}
     return {
         f"{subject.name.lower().removeprefix('spno.')}_{recording.name.lower()}": recording / "color"
-        for subject in subfolders(tree, SUBJECT)
+        for subject in subfolders(tree.folder, SUBJECT)
         for recording in subfolders(subject)
     }
 
 
-def load(root: str | Path, *, layout: str | None = None, sheet: str | Path | None = None) -> Dataset:
+def load(
+    root: str | Path,
+    *,
+    layout: str | None = None,
+    sheet: str | Path | None = None,
+    columns: Mapping[str, str] | None = None,
+    reading: Reading | None = None,
+) -> Dataset:
     """The expressions of part A of CAS(ME)³ under ``root``; of the frames, the coloured ones.
 
     A recording may show several expressions, so their names hold the onset: ``spNO.1/a/355``.
@@ -51,29 +67,28 @@ def load(root: str | Path, *, layout: str | None = None, sheet: str | Path | Non
             ``part_A``.
         layout: ``"clips"`` or ``"recordings"``; if not given, the first of them that is there.
         sheet: the sheet, if it is elsewhere or one of several.
+        columns: what the sheet calls its columns subject, filename, onset, apex, offset and emotion.
+        reading: which clips are left out, and what is done about an apex that is the onset.
 
     Raises:
         FileNotFoundError: ``root``, the frames or the sheet are not there.
-        ValueError: there are several sheets or trees of one layout, or the sheet cannot be read.
+        ValueError: there are several sheets or trees of one layout, the sheet cannot be read, or most clips lack
+            frames.
     """
     root = Path(root)
-    layout, tree = find_tree(root, LAYOUTS, layout)
+    tree = find_tree(root, LAYOUTS, layout)
     path = find_sheet(root, f"{SUBJECT}|{CLIP}", r"part_?a_me_label", sheet)
-    rows = read_sheet(path, COLUMNS, worksheet="label")
-    found = _folders(layout, tree)
-    # A recording is long, and listed once for each of its expressions, one after the other.
-    frames_of = functools.lru_cache(maxsize=4)(find_frames)
+    listed = read_sheet(path, FACTS.columns, worksheet="label", given=columns)
+    found = _folders(tree)
 
-    def read(row: Row) -> Expression:
-        subject = subject_number("casme3", row["Subject"])
-        filename, onset = row["Filename"].lower(), row["Onset"]
-        if layout == "clips":
-            folder = found.get(f"{subject}_{filename}_{onset}", tree / f"spNo.{subject}_{filename}_{onset}")
+    def place(row: Row) -> tuple[str, Path]:
+        subject = subject_number("casme3", row["subject"])
+        filename, onset = clip_of(row["filename"]).lower(), row["onset"]
+        if tree.layout == "clips":
+            key, usual = f"{subject}_{filename}_{onset}", Path(f"spNo.{subject}_{filename}_{onset}")
         else:
-            folder = found.get(f"{subject}_{filename}", tree / f"spNO.{subject}" / filename / "color")
-        name = f"spNO.{subject}/{filename}/{onset}"
-        return read_expression(
-            row, COLUMNS, frames_of, dataset="casme3", name=name, folder=folder, fps=FPS, trusted="apex"
-        )
+            key, usual = f"{subject}_{filename}", Path(f"spNO.{subject}", filename, "color")
+        return f"spNO.{subject}/{filename}/{onset}", found.get(key, tree.folder / usual)
 
-    return collect("casme3", OFFICIAL, rows, read, f"frames of layout {layout!r}: {tree}")
+    # A recording is long, and listed once for each of its expressions, one after the other.
+    return read_listed(FACTS, listed, tree, place, reading, functools.lru_cache(maxsize=4)(find_frames))

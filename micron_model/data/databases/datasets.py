@@ -32,5 +32,7 @@ def load_dataset(name: str, root: str | Path, **options: Any) -> Dataset:
     known = list(inspect.signature(DATASETS[name]).parameters)[1:]
     for option in given:
         if option not in known:
-            raise ValueError(f"{option} is no option of {name}; it takes {', '.join(known)}")
+            raise ValueError(
+                f"--{option} is no option of {name}; it takes {', '.join(f'--{x}' for x in known)}"
+            )
     return DATASETS[name](root, **given)

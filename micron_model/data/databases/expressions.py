@@ -12,6 +12,10 @@ from typing import Literal, NamedTuple
 from ..clips.frames import Problem
 
 
+class Unusable(ValueError):
+    """A row or clip that gives no expression; the message is the reason."""
+
+
 def canonical_subject(dataset: str, text: object) -> str:
     """``<dataset>/<number>``, whatever way a subject is written: 1, "01", "sub01", "s1", "006", "spNO.1".
 
@@ -59,6 +63,11 @@ class Expression:
         return canonical_subject(self.dataset, self.subject_text)
 
     @property
+    def seconds(self) -> float:
+        """From onset to offset."""
+        return (self.offset - self.onset) / self.fps
+
+    @property
     def missing(self) -> list[int]:
         """Numbers of the frames from onset to offset that are not there."""
         there = {number for number, _ in self.frames}
@@ -75,6 +84,19 @@ class Official(NamedTuple):
     subjects: int
     counts: Mapping[str, int]
     """Clips of each emotion."""
+    release: str = ""
+    """Of several, which: a part of the name of its sheet."""
+
+
+class Known(NamedTuple):
+    """A clip that is not there, and need not be: its release lacks it, or a setting leaves it out."""
+
+    name: str
+    subject: str
+    """Canonical."""
+    emotion: str
+    reason: str
+    """To be read after the name of the clip, or after several."""
 
 
 def _missing_frames(expression: Expression) -> Problem:
@@ -85,6 +107,22 @@ def _missing_frames(expression: Expression) -> Problem:
         str(expression.frames[0][1].parent),
         f"{expression.name} lacks {len(missing)} of its {length} frames: {numbers}{apex}",
     )
+
+
+#: Of lines that are alike, so many are listed one by one.
+_ALIKE = 5
+
+
+def _alike(lines: Sequence[str]) -> list[str]:
+    """Lines that differ in names and numbers alone, if they are many, as one: their count and an example."""
+    groups: defaultdict[str, list[str]] = defaultdict(list)
+    for line in lines:
+        groups[re.sub(r"'[^']*'|\S*[\d/\\]\S*", "#", line)].append(line)
+    return [
+        line
+        for group in groups.values()
+        for line in (group if len(group) <= _ALIKE else [f"{len(group)} like this one: {group[0]}"])
+    ]
 
 
 @dataclass
@@ -98,12 +136,16 @@ class Census:
     subjects: set[str] = field(default_factory=set)
     subjects_of: dict[str, set[str]] = field(default_factory=dict)
     """Subjects of the usable clips of each emotion."""
+    known: list[Known] = field(default_factory=list)
+    """Clips that the official counts hold and that need not be there; they make no difference, but are said."""
     dropped: list[Problem] = field(default_factory=list)
     """Each row or clip that cannot be used, and why."""
     incomplete: list[Problem] = field(default_factory=list)
     """Each clip that is used although frames of it are missing, and which."""
+    sources: list[str] = field(default_factory=list)
+    """Where frames and rows are from, and how they were read."""
     notes: list[str] = field(default_factory=list)
-    """What was decided where the database leaves it open, for example apexes taken from the midpoint."""
+    """The sources, and what was decided where the database leaves it open, for example midpoints taken for apexes."""
     parts: list[Census] = field(default_factory=list)
     """Of each dataset that a composite is made of."""
 
@@ -118,11 +160,20 @@ class Census:
             subjects_of[expression.emotion].add(expression.subject)
         census.subjects_of = dict(subjects_of)
         census.incomplete = [_missing_frames(e) for e in expressions if e.missing]
-        census.notes = [f"{e.name}: {note}" for e in expressions for note in e.notes]
         apexes = Counter(expression.apex_from for expression in expressions)
         if set(apexes) - {"annotation"}:
             listed = ", ".join(f"{count} from {origin}" for origin, count in apexes.most_common())
-            census.notes.insert(0, f"apexes: {listed}")
+            census.notes.append(f"apexes: {listed}")
+        if still := [e.name for e in expressions if e.offset == e.onset]:
+            census.notes.append(
+                f"{len(still)} clips are of one frame, which shows no movement: {_some(still)}"
+            )
+        if long := sorted((e for e in expressions if e.seconds > 1), key=lambda e: -e.seconds):
+            census.notes.append(
+                f"{len(long)} of {len(expressions)} clips last longer than 1 s, {long[0].name} the longest with "
+                f"{long[0].seconds:.1f} s; --longest 1 leaves them out"
+            )
+        census.notes += [f"{e.name}: {note}" for e in expressions for note in e.notes]
         return census
 
     @property
@@ -132,15 +183,25 @@ class Census:
 
     @property
     def differences(self) -> list[str]:
-        """Where it departs from the official numbers; empty if it does not."""
+        """Where it departs from the official numbers, but for what is known; empty if it does not."""
         lines = []
+        known = Counter(clip.emotion for clip in self.known)
         for emotion in self.emotions:
             found, stated = self.counts[emotion], self.official.counts.get(emotion, 0)
-            if found != stated:
+            if found + known[emotion] != stated:
                 lines.append(f"{emotion}: {found} clips, official {stated}")
-        if len(self.subjects) != self.official.subjects:
+        if len(self.subjects | {clip.subject for clip in self.known}) != self.official.subjects:
             lines.append(f"{len(self.subjects)} subjects, official {self.official.subjects}")
         return lines + [f"{part.dataset}: {line}" for part in self.parts for line in part.differences]
+
+    @property
+    def gaps(self) -> list[str]:
+        """What every output must say: clips that are not there, for each reason that is known."""
+        names: defaultdict[str, list[str]] = defaultdict(list)
+        for clip in self.known:
+            names[clip.reason].append(clip.name)
+        total = sum(self.official.counts.values())
+        return [f"{total - len(few)} of {total}: {_some(few)} {reason}" for reason, few in names.items()]
 
     def _table(self) -> list[str]:
         rows = [(self.dataset, "clips", "official", "subjects", "official")]
@@ -155,22 +216,35 @@ class Census:
         lines = (f"{row[0]:<{name}}" + "".join(f"{cell:>10}" for cell in row[1:]) for row in rows)
         return [line.rstrip() for line in lines]
 
-    def describe(self) -> str:
-        """Counts beside the official ones, every dropped row with its reason, missing frames, notes, differences."""
+    def describe(self, *, every: bool = False) -> str:
+        """Counts beside the official ones, dropped rows with their reasons, missing frames, notes, differences.
+
+        Args:
+            every: list each row, also where many are alike.
+        """
         sections = [self._table(), *(part._table() for part in self.parts)]
         listed = {
             "dropped": [f"{p.path}: {p.reason}" for p in self.dropped],
             **{f"dropped of {c.dataset}": [f"{p.path}: {p.reason}" for p in c.dropped] for c in self.parts},
             "used with frames missing": [f"{p.path}: {p.reason}" for p in self.incomplete],
             "notes": self.notes,
+            "known to be missing": self.gaps,
             f"differs from the official census of {self.dataset}": self.differences,
         }
         for title, lines in listed.items():
             if lines:
-                sections.append([f"{title} ({len(lines)}):", *(f"  {line}" for line in lines)])
+                shown = lines if every else _alike(lines)
+                sections.append([f"{title} ({len(lines)}):", *(f"  {line}" for line in shown)])
         if not self.differences:
-            sections.append([f"agrees with the official census of {self.dataset}"])
+            release = f" (release {self.official.release})" if self.official.release else ""
+            but = ", but for what is known to be missing" if self.known else ""
+            sections.append([f"agrees with the official census of {self.dataset}{release}{but}"])
         return "\n\n".join("\n".join(section) for section in sections)
+
+
+def _some(names: Sequence[str]) -> str:
+    """Names, or if they are many the first and the count."""
+    return ", ".join(names) if len(names) <= _ALIKE else f"{', '.join(names[:3])}, … ({len(names)} clips)"
 
 
 class Dataset(NamedTuple):

@@ -8,30 +8,58 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ..clips.frames import IMAGE_SUFFIXES, frame_number
+from ..clips.frames import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from .expressions import Unusable
 
 _DEPTH = 4
+#: What operating systems and network disks put beside the data; hidden folders are passed over as well.
+_OF_THE_SYSTEM = {"__macosx", "$recycle.bin", "system volume information", "lost+found", "@eadir"}
 
 
 class Layout(NamedTuple):
     """One of the ways in which a database is distributed.
 
     Attributes:
-        name: what ``layout=`` takes.
+        name: what ``--layout`` takes.
         holds: pattern of the folders that its tree holds, for example those of the subjects.
+        example: a name of that pattern.
         tree: pattern to be found in the last two parts of the tree's own path.
     """
 
     name: str
     holds: str
+    example: str
     tree: str = ""
 
 
+class Tree(NamedTuple):
+    """Where the frames are.
+
+    Attributes:
+        layout: name of the layout.
+        folder: holds those of all subjects.
+        notes: what is to be said of the search.
+    """
+
+    layout: str
+    folder: Path
+    notes: tuple[str, ...] = ()
+
+
 def subfolders(folder: Path, pattern: str = ".*") -> list[Path]:
-    """Those whose name is of ``pattern``, in whatever case, sorted by name; hidden ones are left out."""
+    """Those whose name is of ``pattern``, in whatever case, sorted by name; hidden ones and those of the operating
+    system are left out."""
     with os.scandir(folder) as entries:
-        found = [Path(e.path) for e in entries if e.is_dir() and not e.name.startswith(".")]
+        found = [Path(e.path) for e in entries if e.is_dir() and not _is_clutter(e.name)]
     return sorted(p for p in found if re.fullmatch(pattern, p.name, re.IGNORECASE))
+
+
+def _may_be_read(folder: str | Path) -> bool:
+    return os.access(folder, os.R_OK | os.X_OK)
+
+
+def _is_clutter(name: str) -> bool:
+    return name.startswith((".", "~$")) or name.lower() in _OF_THE_SYSTEM
 
 
 def clip_folders(tree: Path, subject: str, name: Callable[[str, str], str]) -> dict[str, Path]:
@@ -48,8 +76,11 @@ def clip_folders(tree: Path, subject: str, name: Callable[[str, str], str]) -> d
     }
 
 
-def folders(root: Path, holds: str) -> Iterator[Path]:
+def folders(root: Path, holds: str, closed: list[Path] | None = None) -> Iterator[Path]:
     """``root`` and the folders under it, the upper ones first, without those whose name matches ``holds``.
+
+    Args:
+        closed: where folders are put that may not be read; they are passed over without a word otherwise.
 
     Raises:
         FileNotFoundError: ``root`` is no folder.
@@ -58,12 +89,39 @@ def folders(root: Path, holds: str) -> Iterator[Path]:
         raise FileNotFoundError(f"{root}: no such folder")
     level = [root]
     for _ in range(_DEPTH + 1):
-        yield from level
-        level = [sub for folder in level for sub in subfolders(folder, rf"(?!(?:{holds})$).*")]
+        readable = [folder for folder in level if _may_be_read(folder)]
+        if closed is not None:
+            closed += [folder for folder in level if folder not in readable]
+        yield from readable
+        level = [sub for folder in readable for sub in subfolders(folder, rf"(?!(?:{holds})$).*")]
 
 
-def find_tree(root: Path, layouts: Sequence[Layout], layout: str | None = None) -> tuple[str, Path]:
-    """The layout of the frames under ``root`` and the folder that holds those of all subjects.
+def _suffixes(folder: Path, depth: int = _DEPTH) -> Iterator[str]:
+    """Those of the files below a folder."""
+    if not _may_be_read(folder):
+        return
+    with os.scandir(folder) as entries:
+        inside = sorted((e for e in entries if not _is_clutter(e.name)), key=lambda e: e.is_dir())
+    for entry in inside:
+        if not entry.is_dir():
+            yield os.path.splitext(entry.name)[1].lower()
+        elif depth:
+            yield from _suffixes(Path(entry.path), depth - 1)
+
+
+def _held(holders: Sequence[Path]) -> str:
+    """What is in folders that look like those of frames: "frames", "videos" or "nothing"."""
+    found = "nothing"
+    for suffix in (suffix for folder in holders for suffix in _suffixes(folder)):
+        if suffix in IMAGE_SUFFIXES:
+            return "frames"
+        if suffix in VIDEO_SUFFIXES:
+            found = "videos"
+    return found
+
+
+def find_tree(root: Path, layouts: Sequence[Layout], layout: str | None = None) -> Tree:
+    """The frames under ``root``.
 
     Args:
         root: the folder that was unpacked; the tree is it, or up to four levels below.
@@ -76,39 +134,57 @@ def find_tree(root: Path, layouts: Sequence[Layout], layout: str | None = None) 
     """
     names = [known.name for known in layouts]
     if layout is not None and layout not in names:
-        raise ValueError(f"layout={layout!r} is none of {', '.join(names)}")
+        raise ValueError(f"--layout {layout}: the layouts are {', '.join(names)}")
     any_holds = "|".join(dict.fromkeys(known.holds for known in layouts))
     found: dict[str, list[Path]] = {name: [] for name in names}
-    for folder in folders(root, any_holds):
+    without: list[str] = []
+    closed: list[Path] = []
+    for folder in folders(root, any_holds, closed):
         path = "/".join(folder.absolute().parts[-2:])
         for known in layouts:
-            if re.search(known.tree, path, re.IGNORECASE) and subfolders(folder, known.holds):
-                found[known.name].append(folder)
+            if re.search(known.tree, path, re.IGNORECASE) and (holders := subfolders(folder, known.holds)):
+                held = _held(holders)
+                if held == "frames":
+                    found[known.name].append(folder)
+                else:
+                    without.append(f"{folder} holds {held}, no frames")
                 break
+    notes = tuple(f"{folder}: may not be read, and is passed over" for folder in closed)
     for name in [layout] if layout is not None else names:
         if len(found[name]) > 1:
-            listed = ", ".join(map(str, found[name]))
+            listed = " and ".join(map(str, found[name]))
             raise ValueError(
-                f"{root} holds several trees of layout {name!r}: {listed}; give the folder of one alone"
+                f"{root} holds several trees of layout {name!r}: {listed}. Give the one to be read as ROOT, and the "
+                "sheet, if it is not below it, with --sheet"
             )
         if found[name]:
-            return name, found[name][0]
-    others = [str(tree) for trees in found.values() for tree in trees]
+            return Tree(name, found[name][0], notes)
+    others = [f"{tree} (--layout {name})" for name, trees in found.items() for tree in trees]
     wanted = f" of layout {layout!r}" if layout is not None else ""
+    examples = " or ".join(dict.fromkeys(known.example for known in layouts))
     instead = f"there is {', '.join(others)}" if others else "give the folder that was unpacked"
+    reasons = "; ".join([*without, *notes])
     raise FileNotFoundError(
-        f"{root}: no frames{wanted}, that is no folder with folders named like {any_holds}; {instead}"
+        f"{root}: no frames{wanted}, that is no folder that holds folders named like {examples}"
+        f"{f' with frames in them ({reasons})' if reasons else ''}; {instead}"
     )
 
 
 def find_frames(folder: Path) -> dict[int, Path]:
-    """The images of a folder by the number of their frame, ascending; empty if there is no such folder."""
+    """The images of a folder by the number of their frame, ascending; empty if there is no such folder.
+
+    Raises:
+        Unusable: two have the same number.
+    """
     if not folder.is_dir():
         return {}
-    images = (p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != ".")
     frames: dict[int, Path] = {}
-    for path in sorted(images, key=frame_number):
-        number, _ = frame_number(path)
-        if number >= 0:
-            frames.setdefault(number, path)
-    return frames
+    for path in sorted(folder.iterdir()):
+        digits = re.findall(r"\d+", path.stem)
+        if path.suffix.lower() not in IMAGE_SUFFIXES or _is_clutter(path.name) or not digits:
+            continue
+        number = int(digits[-1])
+        if number in frames:
+            raise Unusable(f"{frames[number]} and {path.name} are both frame {number}; keep one of them")
+        frames[number] = path
+    return dict(sorted(frames.items()))

@@ -273,7 +273,8 @@ def _smic_filename(planned: Planned) -> str:
 
 
 def _write_smic(root: Path, plan: Sequence[Planned], config: LookalikeConfig) -> None:
-    """The last folder is empty; clips of another camera and of no expression lie beside."""
+    """The last folder is empty; clips of another camera and of no expression lie beside. Those of the extended layout
+    are longer than the expression, which its sheet states."""
     layout = config.layout or "cropped"
     tree = root / {"cropped": "SMIC_all_cropped/HS", "raw": "SMIC/HS", "extended": "SMIC_HS_E"}[layout]
     name = {"cropped": "reg_image{:06d}.bmp", "raw": "image{:06d}.jpg", "extended": "image{:08d}.jpg"}[layout]
@@ -283,7 +284,15 @@ def _write_smic(root: Path, plan: Sequence[Planned], config: LookalikeConfig) ->
             subject / filename if layout == "extended" else subject / "micro" / planned.emotion / filename
         )
         folder.mkdir(parents=True)
-        _write_frames(folder, planned, config, name)
+        _write_frames(folder, planned, config, name, around=2 if layout == "extended" else 0)
+    if layout == "extended":
+        rows: list[Sequence[Any]] = [("Subject", "Filename", "OnsetF", "OffsetF", "TotalMF1", "Emotion")]
+        for planned in plan:
+            onset, _, offset = planned.cells
+            rows.append(
+                (planned.subject, _smic_filename(planned), onset, offset, offset - onset + 1, planned.emotion)
+            )
+        _write_sheet(root / "SMIC-HS-E_annotation.xlsx", "Sheet1", rows)
     if config.quirks and layout != "extended":
         for beside in (tree / "s1/non_micro/s1_01", tree.parent / "NIR/s1/micro/negative/s1_ne_01"):
             _write_frames(beside, plan[0], config, name)

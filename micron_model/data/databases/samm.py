@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 
-from .expressions import Dataset, Expression, Official
-from .folders import Layout, clip_folders, find_frames, find_tree
-from .listed import Columns, collect, read_expression, subject_number
+from .expressions import Dataset, Official
+from .folders import Layout, clip_folders, find_tree
+from .listed import Facts, Reading, clip_of, read_listed, subject_number, usual_columns
 from .sheets import Row, find_sheet, read_sheet
 
-FPS = 200.0
 OFFICIAL = Official(
     29,
     {
@@ -25,8 +24,14 @@ OFFICIAL = Official(
     },
 )
 SUBJECT = r"\d{3}"
-LAYOUTS = (Layout("cropped", SUBJECT, r"crop[^/]*$"), Layout("raw", SUBJECT))
-COLUMNS = Columns("Onset Frame", "Apex Frame", "Offset Frame", "Estimated Emotion")
+LAYOUTS = (Layout("cropped", SUBJECT, "006", r"crop[^/]*$"), Layout("raw", SUBJECT, "006"))
+FACTS = Facts(
+    dataset="samm",
+    fps=200.0,
+    releases=(OFFICIAL,),
+    columns=usual_columns("Onset Frame", "Apex Frame", "Offset Frame", "Estimated Emotion"),
+    trusted="offset",
+)
 
 
 def clip_name(subject: str, filename: str) -> str:
@@ -34,30 +39,36 @@ def clip_name(subject: str, filename: str) -> str:
     return f"{subject_number('samm', subject):03d}/{filename}"
 
 
-def load(root: str | Path, *, layout: str | None = None, sheet: str | Path | None = None) -> Dataset:
+def load(
+    root: str | Path,
+    *,
+    layout: str | None = None,
+    sheet: str | Path | None = None,
+    columns: Mapping[str, str] | None = None,
+    reading: Reading | None = None,
+) -> Dataset:
     """The expressions of SAMM under ``root``.
 
     Args:
         root: the folder that holds the sheet ``SAMM_Micro_FACS_Codes_v2.xlsx`` and the folder of the subjects.
         layout: ``"cropped"``, a tree whose name says so, or ``"raw"``; if not given, the first that is there.
         sheet: the sheet, if it is elsewhere or one of several.
+        columns: what the sheet calls its columns subject, filename, onset, apex, offset and emotion.
+        reading: which clips are left out, and what is done about an apex that is the onset.
 
     Raises:
         FileNotFoundError: ``root``, the frames or the sheet are not there.
-        ValueError: there are several sheets or trees of one layout, or the sheet cannot be read.
+        ValueError: there are several sheets or trees of one layout, the sheet cannot be read, or most clips lack
+            frames.
     """
     root = Path(root)
-    layout, tree = find_tree(root, LAYOUTS, layout)
+    tree = find_tree(root, LAYOUTS, layout)
     path = find_sheet(root, SUBJECT, r"micro_facs", sheet)
-    rows = read_sheet(path, COLUMNS, worksheet="MICRO_ONLY")
-    clips = clip_folders(tree, SUBJECT, clip_name)
+    listed = read_sheet(path, FACTS.columns, worksheet="MICRO_ONLY", given=columns)
+    clips = clip_folders(tree.folder, SUBJECT, clip_name)
 
-    def read(row: Row) -> Expression:
-        name = clip_name(row["Subject"], row["Filename"])
-        folder = clips.get(name.lower(), tree / name)
-        found = read_expression(
-            row, COLUMNS, find_frames, dataset="samm", name=name, folder=folder, fps=FPS, trusted="offset"
-        )
-        return replace(found, emotion="other") if found.emotion == "others" else found
+    def place(row: Row) -> tuple[str, Path]:
+        name = clip_name(row["subject"], clip_of(row["filename"]))
+        return name, clips.get(name.lower(), tree.folder / name)
 
-    return collect("samm", OFFICIAL, rows, read, f"frames of layout {layout!r}: {tree}")
+    return read_listed(FACTS, listed, tree, place, reading)
