@@ -8,12 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ..clips.frames import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from ..clips.find import VIDEO_SUFFIXES, is_of_a_system
+from ..clips.frames import IMAGE_SUFFIXES
 from .expressions import Unusable
 
 _DEPTH = 4
-#: What operating systems and network disks put beside the data; hidden folders are passed over as well.
-_OF_THE_SYSTEM = {"__macosx", "$recycle.bin", "system volume information", "lost+found", "@eadir"}
 
 
 class Layout(NamedTuple):
@@ -50,16 +49,12 @@ def subfolders(folder: Path, pattern: str = ".*") -> list[Path]:
     """Those whose name is of ``pattern``, in whatever case, sorted by name; hidden ones and those of the operating
     system are left out."""
     with os.scandir(folder) as entries:
-        found = [Path(e.path) for e in entries if e.is_dir() and not _is_clutter(e.name)]
+        found = [Path(e.path) for e in entries if e.is_dir() and not is_of_a_system(e.name)]
     return sorted(p for p in found if re.fullmatch(pattern, p.name, re.IGNORECASE))
 
 
 def _may_be_read(folder: str | Path) -> bool:
     return os.access(folder, os.R_OK | os.X_OK)
-
-
-def _is_clutter(name: str) -> bool:
-    return name.startswith((".", "~$")) or name.lower() in _OF_THE_SYSTEM
 
 
 def clip_folders(tree: Path, subject: str, name: Callable[[str, str], str]) -> dict[str, Path]:
@@ -101,7 +96,7 @@ def _suffixes(folder: Path, depth: int = _DEPTH) -> Iterator[str]:
     if not _may_be_read(folder):
         return
     with os.scandir(folder) as entries:
-        inside = sorted((e for e in entries if not _is_clutter(e.name)), key=lambda e: e.is_dir())
+        inside = sorted((e for e in entries if not is_of_a_system(e.name)), key=lambda e: e.is_dir())
     for entry in inside:
         if not entry.is_dir():
             yield os.path.splitext(entry.name)[1].lower()
@@ -181,7 +176,7 @@ def find_frames(folder: Path) -> dict[int, Path]:
     frames: dict[int, Path] = {}
     for path in sorted(folder.iterdir()):
         digits = re.findall(r"\d+", path.stem)
-        if path.suffix.lower() not in IMAGE_SUFFIXES or _is_clutter(path.name) or not digits:
+        if path.suffix.lower() not in IMAGE_SUFFIXES or is_of_a_system(path.name) or not digits:
             continue
         number = int(digits[-1])
         if number in frames:

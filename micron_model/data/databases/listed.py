@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol, TypeVar
 
-from ..clips.frames import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Problem
+from ..clips.find import VIDEO_SUFFIXES
+from ..clips.frames import IMAGE_SUFFIXES, Problem
 from .expressions import Census, Dataset, Expression, Known, Official, Unusable, canonical_subject
 from .folders import Tree, find_frames
 from .sheets import Column, Row, Sheet
