@@ -10,8 +10,8 @@ import pytest
 
 from micron_model.data import FramePairs, find_clips, synthetic_clips
 from micron_model.data.clips import find
-from micron_model.data.clips.find import VIDEO_SUFFIXES, describe_clips
-from micron_model.data.clips.frames import FrameError, Problem, Rhythm, VideoClip, read_image
+from micron_model.data.clips.find import describe_clips
+from micron_model.data.clips.frames import VIDEO_SUFFIXES, FrameError, Problem, Rhythm, VideoClip, read_image
 from micron_model.prediction import SpotConfig, _whole_frames, predict
 from writers import grey, vary_rate, write_images, write_small_shards, write_video
 

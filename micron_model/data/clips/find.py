@@ -8,41 +8,16 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from ...faults import describe, raise_if_of_the_machine
-from .frames import IMAGE_SUFFIXES, Clip, FrameError, ImageFolderClip, Problem, VideoClip
+from .frames import (
+    IMAGE_SUFFIXES,
+    VIDEO_SUFFIXES,
+    Clip,
+    FrameError,
+    ImageFolderClip,
+    Problem,
+    VideoClip,
+)
 
-#: Of files that FFmpeg opens, by the containers that ``videos.py`` lets it.
-VIDEO_SUFFIXES = {
-    *(
-        ".mp4",
-        ".m4v",
-        ".mov",
-        ".3gp",
-        ".3g2",
-        ".avi",
-        ".mkv",
-        ".webm",
-        ".mpg",
-        ".mpeg",
-        ".vob",
-        ".ts",
-        ".mts",
-    ),
-    *(
-        ".m2ts",
-        ".wmv",
-        ".asf",
-        ".flv",
-        ".ogv",
-        ".mxf",
-        ".dv",
-        ".mjpg",
-        ".mjpeg",
-        ".h264",
-        ".264",
-        ".hevc",
-        ".265",
-    ),
-}
 #: Folders and files that systems put among one's own; as hidden ones are, they are passed over.
 _OF_SYSTEMS = {
     *("__macosx", "$recycle.bin", "system volume information", "lost+found", "#recycle", "@eadir", "@tmp"),
