@@ -112,7 +112,14 @@ def load_task(
                 chosen.expressions, clip_input, face or FaceConfig(), cache,
                 advance=lambda: progress.update(shown, advance=1),
             )  # fmt: skip
-    report_problems([problem for found in prepared.values() for problem in found.problems], console)
+    remarks = [remark for found in prepared.values() for remark in found.remarks]
+    report_problems([x for found in prepared.values() for x in found.problems], console, "clips are left out")
+    report_problems(remarks, console, "clips are used all the same")
+    if any(remark.reason.startswith("no face") for remark in remarks):
+        say(
+            console,
+            "Where frames are faces already, --no-detect takes them whole; --boxes gives faces found by others",
+        )
     kept, values = _in_all(prepared)
     label_of = dict(zip(((e.dataset, e.name) for e in chosen.expressions), chosen.labels, strict=True))
     labels = [label_of[e.dataset, e.name] for e in kept]

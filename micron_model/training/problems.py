@@ -13,11 +13,13 @@ from ..plain_text import say
 SHOWN = 20
 
 
-def report_problems(problems: Iterable[Problem], console: Console) -> None:
-    """List files that were passed over, each once."""
+def report_problems(
+    problems: Iterable[Problem], console: Console, what: str = "files were passed over"
+) -> None:
+    """List files that were passed over, or what else is said of them, each once."""
     distinct = dict.fromkeys(problems)
     if distinct:
-        console.print(f"{len(distinct)} files were passed over:")
+        console.print(f"{len(distinct)} {what}:")
         for problem in list(distinct)[:SHOWN]:
             _print(console, f"  {problem.path}: {problem.reason}")
         if len(distinct) > SHOWN:

@@ -84,7 +84,7 @@ def test_the_face_is_found_in_the_onset_and_cut_alike_from_the_apex(tmp_path):
     prepared = prepare(
         [write_expression(tmp_path / "EP01", frames, [1, 2], apex=2)], OnsetApex(64), FaceConfig(margin=0.1)
     )
-    assert prepared.problems == []
+    assert prepared.problems == prepared.remarks == []
     box = find_face(scene)
     for image, frame in zip((scene, shifted), prepared.values[0], strict=True):
         assert (cut(image, box, 0.1, 64) == frame.numpy()).all()
@@ -95,7 +95,8 @@ def test_no_face_is_told_and_the_central_square_taken(tmp_path):
     prepared = prepare(
         [write_expression(tmp_path / "EP01", frames, [1, 2], apex=2)], OnsetApex(64), FaceConfig()
     )
-    assert [p.reason for p in prepared.problems] == ["no face was found: the central square was taken"]
+    assert [p.reason for p in prepared.remarks] == ["no face was found: the central square is taken for it"]
+    assert prepared.problems == []
     assert (prepared.values[0].numpy() == frames[..., 8:72]).all()
 
 
@@ -230,11 +231,11 @@ def test_frames_are_laid_over_the_onset_where_that_is_asked_for(tmp_path):
     left = []
     for config in (stabilized, WHOLE):
         prepared = prepare([expression], OnsetApex(96), config, tmp_path / "cache")
-        assert prepared.problems == []
+        assert prepared.problems == prepared.remarks == []
         left.append(np.abs(prepared.values[0, 1].numpy() - apex.astype(float))[:, 12:-12, 12:-12].mean())
     assert left[0] < 0.2 * left[1]
     lost = dataclasses.replace(expression, apex=3)
     for _ in range(2):  # made, then read from the cache
-        (problem,) = prepare([lost], OnsetApex(96), stabilized, tmp_path / "cache").problems
+        (problem,) = prepare([lost], OnsetApex(96), stabilized, tmp_path / "cache").remarks
         assert problem.path == f"{expression.dataset} {expression.name}"
         assert re.fullmatch(r"not laid over the onset, frames 3: \d% of the points .*", problem.reason)

@@ -353,6 +353,8 @@ def test_problems_are_listed_once(capsys):
     assert "31 files were passed over" in printed
     assert printed.count("a: broken") == 1
     assert "and 11 more" in printed
+    report_problems([Problem("a", "no face was found")], Console(width=200), "clips are used all the same")
+    assert capsys.readouterr().out == "1 clips are used all the same:\n  a: no face was found\n"
 
 
 @pytest.mark.parametrize(

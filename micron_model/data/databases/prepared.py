@@ -174,8 +174,9 @@ class Prepared:
     values: Values
     """(n, …): what the input encodes; with :class:`OnsetApex`, uint8 (n, 2, 3, S, S)."""
     problems: list[Problem]
-    """Expressions that are left out because a frame could not be read or the input could not be made, and those whose
-    face was not found."""
+    """Expressions that are left out because a frame could not be read or the input could not be made."""
+    remarks: list[Problem]
+    """Expressions that are used, and what could not be done for them: the face was not found, or not held still."""
 
 
 def prepare(
@@ -230,7 +231,7 @@ def prepare(
 
 
 def _collect(expressions: Sequence[Expression], results: Sequence[_Result], config: FaceConfig) -> Prepared:
-    kept, values, files, problems = [], [], [], []
+    kept, values, files, problems, remarks = [], [], [], [], []
     for expression, result in zip(expressions, results, strict=True):
         if isinstance(result, Problem):
             problems.append(result)
@@ -238,10 +239,10 @@ def _collect(expressions: Sequence[Expression], results: Sequence[_Result], conf
         file, made = result
         if not made.found:
             path = str(expression.path(expression.onset))
-            problems.append(Problem(path, "no face was found: the central square was taken"))
+            remarks.append(Problem(path, "no face was found: the central square is taken for it"))
         if made.left:
             name = f"{expression.dataset} {expression.name}"
-            problems.append(Problem(name, f"not laid over the onset, {made.left}"))
+            remarks.append(Problem(name, f"not laid over the onset, {made.left}"))
         spotted = _is_spotted(expression, config)
         kept.append(replace(expression, apex=made.apex, apex_from="spotting") if spotted else expression)
         values.append(torch.from_numpy(made.values))
@@ -250,4 +251,4 @@ def _collect(expressions: Sequence[Expression], results: Sequence[_Result], conf
         listed = "; ".join(f"{p.path} {p.reason}" for p in problems[:3])
         raise ValueError(f"none of {len(expressions)} expressions could be prepared: {listed}")
     on_disk = [file for file in files if file is not None]
-    return Prepared(kept, StoredValues(on_disk) if on_disk else torch.stack(values), problems)
+    return Prepared(kept, StoredValues(on_disk) if on_disk else torch.stack(values), problems, remarks)
