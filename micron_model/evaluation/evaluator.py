@@ -293,7 +293,10 @@ def _cached_features(
         say(progress.console, f"{path}: is not what was written there; the features are computed again")
     recognizer = entrant.recipe.build(entrant.start, task.classes, seed=0).to(device).eval()
     shown = progress.add_task("features", total=len(values))
-    features = features_of(recognizer, values, advance=lambda n: progress.update(shown, advance=n))
+    features = features_of(
+        recognizer, values, precision=entrant.recipe.inference_precision,
+        advance=lambda n: progress.update(shown, advance=n),
+    )  # fmt: skip
     with whole_file(path) as file:
         np.save(file, features.numpy(), allow_pickle=False)
     write_whole(path.with_suffix(".sha256"), _digest([features]))

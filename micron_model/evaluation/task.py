@@ -207,7 +207,8 @@ def finetune(
     examples = Examples(values, positions(task.labels, task.classes), [e.subject for e in task.expressions])
     if recipe.embeds_once:
         examples = examples._replace(
-            values=features_of(recognizer, values, advance=on_features), embedded=True
+            values=features_of(recognizer, values, precision=recipe.inference_precision, advance=on_features),
+            embedded=True,
         )
     recipe.fit(recognizer, examples, seed=seed, on_epoch=on_epoch)
     config = recognizer.config

@@ -182,11 +182,14 @@ def features_of(
     values: Values,
     batch_size: int = 16,
     *,
+    precision: str = "fp32",
     advance: Callable[[int], object] = lambda n: None,
 ) -> Tensor:
     """Features (n, F), fp32 on the CPU, of what the input encodes (n, …)."""
     features = []
     for batch in _batches(values, batch_size):
-        features.append(recognizer.embed(batch.to(recognizer.device)).float().cpu())
+        with autocast(precision, recognizer.device):
+            embedded = recognizer.embed(batch.to(recognizer.device))
+        features.append(embedded.float().cpu())
         advance(len(batch))
     return torch.cat(features)

@@ -157,6 +157,18 @@ def test_it_learns_what_it_is_shown(clips, aggregator, freeze):
     )
 
 
+def test_features_take_the_precision_of_the_recipe():
+    recipe = tiny(freeze="encoder", precision="bf16")
+    with pytest.warns(UserWarning, match="random weights"):
+        recognizer = recipe.build(recipe.start(), CLASSES, seed=0).eval()
+    clips = torch.randint(0, 256, (2, 11, 3, 64, 64), dtype=torch.uint8)
+    exact, rounded = (
+        features_of(recognizer, clips, precision=p) for p in ("fp32", recipe.inference_precision)
+    )
+    assert rounded.dtype == torch.float32
+    assert 0 < (exact - rounded).abs().max() / exact.abs().max() < 0.1
+
+
 def test_the_authors_rate_falls_to_a_tenth_after_three_quarters(clips, monkeypatch):
     rates = []
     step = torch.optim.SGD.step
