@@ -94,16 +94,16 @@ def slstt_preset(name: Literal["tiny", "base"], **overrides: Any) -> SLSTTConfig
     """The settings called ``name``, with ``overrides``.
 
     ``base`` is the published size, whose spatial encoder wants weights from elsewhere; ``tiny`` (ours: 64×64, patches
-    of 8, 96 wide, 3 blocks, an LSTM of one layer) is trained whole, from random weights, on a CPU.
+    of 16, 64 wide, 2 blocks, an LSTM of one layer) is trained whole, from random weights, on a CPU.
     """
     presets: dict[str, dict[str, Any]] = {
         "base": {},
         "tiny": {
             "image_size": 64,
-            "patch_size": 8,
-            "width": 96,
-            "depth": 3,
-            "num_heads": 3,
+            "patch_size": 16,
+            "width": 64,
+            "depth": 2,
+            "num_heads": 2,
             "lstm_width": 64,
             "lstm_layers": 1,
             "head_width": 32,
