@@ -28,25 +28,20 @@ LINE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # of Okabe and Ito,
 def change_maps(model: MicronBERT, onset: Tensor, apex: Tensor) -> dict[str, Tensor]:
     """Maps (B, rows, columns) of what changed between two frames (B, 3, H, W), uint8.
 
-    ``difference``: mean absolute difference of grey levels, in [0, 1]. ``micro_attention``: log of the diagonal
-    of micro-attention between the apex and itself, minus that between the onset and the apex. The first is what
-    the diagonal would be had nothing changed, so that places are comparable; high where the frames differ.
+    ``difference``: mean absolute difference of grey levels, in [0, 1]. ``micro_attention``: that of
+    :meth:`MicronBERT.movement_map`, high where the frames differ.
     ``poi``: Patch-of-Interest scores of the apex times the number of patches; 1 is average.
     """
     was_training = model.training
     model.eval()
     size = model.config.patch_size
-    states = model.encode(torch.cat([onset, apex]))
-    before, after = states.patches.chunk(2)
-    scores = states.scores.chunk(2)[1]
-    tiny = torch.finfo(torch.float32).tiny
-    _, across = model.forward_micro_attention(before, after)
-    _, within = model.forward_micro_attention(after, after)
+    before, after = model.encode_pair(onset, apex)
+    change = model.movement_map(before, after)
     model.train(was_training)
     maps = {
         "difference": frame_difference(apex, onset, size),
-        "micro_attention": within.float().clamp(min=tiny).log() - across.float().clamp(min=tiny).log(),
-        "poi": scores * scores.shape[1],
+        "micro_attention": change,
+        "poi": after.scores * after.scores.shape[1],
     }
     grid = (onset.shape[2] // size, onset.shape[3] // size)
     return {name: x.unflatten(1, grid).cpu() for name, x in maps.items()}

@@ -38,6 +38,16 @@ class MicronBERTConfig:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     """Standard deviation of a channel of a frame in [0, 1], divided by (C)."""
 
+    embed_size: int | None = None
+    """Side in pixels of the window that a token is made of, centred on its patch; the patch itself if not given (P).
+    Wider windows overlap (ours)."""
+    normalized_input: int = 0
+    """Side in pixels, odd, of the neighbourhood by whose mean and deviation each pixel of the encoder's input is
+    normalised, which takes the light out (ours). 0: not (P)."""
+    flow_input: bool = False
+    """Give the encoder, beside a frame, the optical flow to it from the frame that it is compared with, less its
+    median: two more channels (ours)."""
+
     roles: Literal["paper", "code"] = "paper"
     """Who asks whom in micro-attention: "paper": query = later frame, key = value = swapped frame; "code":
     query = value = swapped frame, key = later frame."""
@@ -65,6 +75,9 @@ class MicronBERTConfig:
     """γ, weight of the reconstruction loss (C)."""
     beta: float = 1.0
     """β, weight of the aggregation loss (C)."""
+    movement: float = 0.0
+    """Weight of the movement loss: on frames of which parts are displaced by known lengths, the map of micro-attention
+    is to rank the quarter of the patches that moved most above the others (ours)."""
     crop_scale: tuple[float, float] = (0.4, 1.0)
     """Range of the area of the crop of L_agg, and of the global crops of "dino", as a share of the frame
     (ours, as in DINO)."""
@@ -116,6 +129,20 @@ class MicronBERTConfig:
                 raise ValueError(
                     f"{name}={getattr(self, name)!r} is not one of {', '.join(map(repr, allowed))}"
                 )
+        window = self.patch_size if self.embed_size is None else self.embed_size
+        if window < self.patch_size or (window - self.patch_size) % 2:
+            raise ValueError(
+                f"embed_size={window}; it must be patch_size={self.patch_size} and an even number of pixels"
+            )
+        if self.normalized_input < 0 or (self.normalized_input and not self.normalized_input % 2):
+            raise ValueError(
+                f"normalized_input={self.normalized_input}; it must be 0 or an odd number of pixels"
+            )
+        if min(self.gamma, self.beta, self.movement) < 0 or self.gamma + self.movement <= 0:
+            raise ValueError(
+                f"gamma={self.gamma}, beta={self.beta}, movement={self.movement}; none may be negative, and gamma or "
+                "movement must be positive: nothing else trains micro-attention"
+            )
         if not 0 <= self.swap_ratio <= 1:
             raise ValueError(f"swap_ratio={self.swap_ratio}; it must lie in [0, 1]")
         if not 0 < self.poi_ratio <= 1:

@@ -2,12 +2,15 @@
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from micron_kernels import blockwise_mask, diagonal_attention, frame_difference, swap_patches, topk_mask
 from micron_kernels.nn import DiagonalMicroAttention, FoldedDiagonalMicroAttention
 
+from ..data.clips.flow import flow_less_median
 from ..saved_model import SavedModel
 from . import products
 from .attention_products import split
@@ -78,9 +81,49 @@ class MicronBERT(
         side = round(patches.shape[1] ** 0.5)
         return unpatchify(patches, self.config.patch_size, rows or side, columns or side)
 
-    def encode(self, frames: Tensor) -> EncoderState:
-        """All that the encoder gives for frames (B, 3, H, W)."""
-        return EncoderState(*self.encoder(self.normalize(frames)))
+    def encode(self, frames: Tensor, flow: Tensor | None = None) -> EncoderState:
+        """All that the encoder gives for frames (B, 3, H, W).
+
+        With ``config.flow_input``, ``flow`` (B, 2, H, W) is that to them, see :meth:`flow`; 0 if not given.
+        """
+        frames = self.normalize(frames)
+        return EncoderState(
+            *self.encoder(frames if flow is None else torch.cat([frames, flow.to(frames)], 1))
+        )
+
+    def flow(self, onset: Tensor, apex: Tensor) -> Tensor | None:
+        """Optical flow (B, 2, H, W) from onset to apex (B, 3, H, W) less its median, in pixels of a frame of 64 rows.
+
+        By OpenCV on the CPU, without a gradient. None without ``config.flow_input``.
+        """
+        if not self.config.flow_input:
+            return None
+        pairs = torch.stack([self._as_uint8(onset), self._as_uint8(apex)], 1).cpu().numpy()
+        flows = np.stack([flow_less_median(*pair) for pair in pairs])
+        return torch.from_numpy(flows * (64 / onset.shape[2])).to(self.mean)
+
+    def _as_uint8(self, frames: Tensor) -> Tensor:
+        return frames if frames.dtype == torch.uint8 else (self.denormalize(frames) * 255).round().byte()
+
+    def encode_pair(self, onset: Tensor, apex: Tensor) -> tuple[EncoderState, EncoderState]:
+        """Onset and apex (B, 3, H, W), encoded together; with ``config.flow_input`` the apex has the flow to it."""
+        flow = self.flow(onset, apex)
+        if flow is not None:
+            flow = torch.cat([torch.zeros_like(flow), flow])
+        both = self.encode(torch.cat([self.normalize(onset), self.normalize(apex)]), flow)
+        size = onset.shape[0]
+        return EncoderState(*(x[:size] for x in both)), EncoderState(*(x[size:] for x in both))
+
+    def movement_map(self, onset: EncoderState, apex: EncoderState) -> Tensor:
+        """How much each patch (B, N) changed between two encoded frames, fp32; its Patch of Interest plays no part.
+
+        Log of the diagonal of micro-attention between the apex and itself, minus that between the onset and the apex:
+        the first is what the diagonal would be had nothing changed, so that places are comparable.
+        """
+        tiny = torch.finfo(torch.float32).tiny
+        _, across = self.forward_micro_attention(onset.patches, apex.patches)
+        _, within = self.forward_micro_attention(apex.patches, apex.patches)
+        return within.float().clamp(min=tiny).log() - across.float().clamp(min=tiny).log()
 
     def forward_encoder(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """(contextual token (B, D), patch tokens (B, N, D)) of frames (B, 3, H, W)."""
@@ -191,6 +234,26 @@ class MicronBERT(
             loss = (of_crop - at_least_fp32(contextual)).square().mean(1)
         return loss.mean() if weight is None else (loss * weight).mean()
 
+    def forward_movement(
+        self, still: EncoderState, warped: EncoderState, moved: Tensor, weight: Tensor | None = None
+    ) -> Tensor:
+        """The movement loss: does the map rank the patches that moved most above the others?
+
+        The mean of softplus(map of the other − map of the moved) over all pairs of a patch among the quarter that moved
+        most and one that is not: a smooth bound of 1 − AUROC of the map in each frame (ours).
+
+        Args:
+            still, warped: of a face and the same face moved, as :meth:`encode_pair` gives them.
+            moved: (B, N), how far each patch moved.
+            weight: (B,), of mean 1, weights the pairs.
+        """
+        change = self.movement_map(still, warped)
+        most = topk_mask(moved.float(), 0.25)[0].to(change.dtype)
+        pairs = most[:, :, None] * (1 - most)[:, None]  # [B, N, N]
+        margin = change[:, :, None] - change[:, None]
+        loss = (F.softplus(-margin) * pairs).sum((1, 2)) / pairs.sum((1, 2))
+        return loss.mean() if weight is None else (loss * weight).mean()
+
     def forward(
         self, batch: dict[str, Tensor], generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
@@ -199,17 +262,20 @@ class MicronBERT(
         Args:
             batch: ``frames`` and ``later``, frames t and t+δ (B, 3, H, W), uint8 or normalised; optionally
                 ``swap`` (B, N) bool, which patches of t to take from t+δ, otherwise ``blockwise_mask`` draws it;
-                and ``weight`` (B,), of mean 1, the weight of each pair in the losses.
+                and ``weight`` (B,), of mean 1, the weight of each pair in the losses. With ``config.movement`` also
+                ``still``, ``warped`` and ``moved``, see :class:`~micron_model.data.clips.warps.WarpedPair`.
             generator: source of randomness of masks and crops, on the CPU.
 
         Returns:
-            losses ``loss``, ``loss_reconstruction``, ``loss_aggregation``; ``contextual_variance``, the mean
-            over channels of the variance of the contextual token over the batch (0 means it has collapsed);
-            ``swap``, ``diagonal``, ``scores`` (B, N); ``swapped`` (B, 3, H, W) and ``reconstruction``
-            (B, N, P·P·3), normalised.
+            losses ``loss``, ``loss_reconstruction``, ``loss_aggregation``, ``loss_movement``; ``contextual_variance``,
+            the mean over channels of the variance of the contextual token over the batch (0 means it has collapsed).
+            And, except in training with ``config.gamma`` 0, which needs none of them: ``swap``, ``diagonal``,
+            ``scores`` (B, N); ``swapped`` (B, 3, H, W) and ``reconstruction`` (B, N, P·P·3), normalised.
         """
         config = self.config
         frames, later = batch["frames"], batch["later"]
+        if self.training and not config.gamma:
+            return self._movement_alone(batch, generator)
         size = frames.shape[0]
         rows, columns = (side // config.patch_size for side in frames.shape[2:])
         swap = batch.get("swap")
@@ -219,7 +285,12 @@ class MicronBERT(
         swapped = swap_patches(frames, later, swap, config.patch_size, mean=mean, std=std)
         normalized_later = self.normalize(later)
 
-        both = self.encode(torch.cat([swapped, normalized_later]))
+        flow = self.flow(frames, later)
+        if flow is not None:  # a swapped patch brings its flow
+            per_pixel = swap.unflatten(1, (rows, columns)).repeat_interleave(config.patch_size, 1)
+            per_pixel = per_pixel.repeat_interleave(config.patch_size, 2)[:, None]
+            flow = torch.cat([flow * per_pixel, flow])
+        both = self.encode(torch.cat([swapped, normalized_later]), flow)
         swapped_state = EncoderState(*(x[:size] for x in both))
         later_state = EncoderState(*(x[size:] for x in both))
         scores = self.forward_poi(later_state)
@@ -236,10 +307,16 @@ class MicronBERT(
         loss_aggregation = self.forward_aggregation(
             normalized_later, later_state.contextual, generator, pair_weight
         )
+        loss_movement = loss_reconstruction.new_zeros(())
+        if config.movement and "warped" in batch:
+            pair = self.encode_pair(batch["still"], batch["warped"])
+            loss_movement = self.forward_movement(*pair, batch["moved"], pair_weight)
+        loss = config.gamma * loss_reconstruction + config.beta * loss_aggregation
         return {
-            "loss": config.gamma * loss_reconstruction + config.beta * loss_aggregation,
+            "loss": loss + config.movement * loss_movement,
             "loss_reconstruction": loss_reconstruction.detach(),
             "loss_aggregation": loss_aggregation.detach(),
+            "loss_movement": loss_movement.detach(),
             "contextual_variance": later_state.contextual.detach().float().var(0, correction=0).mean(),
             "swap": swap,
             "diagonal": diagonal.detach(),
@@ -248,15 +325,31 @@ class MicronBERT(
             "reconstruction": reconstruction.detach(),
         }
 
+    def _movement_alone(
+        self, batch: dict[str, Tensor], generator: torch.Generator | None
+    ) -> dict[str, Tensor]:
+        """A step of training without L_r, which needs neither swapped frames nor the decoder."""
+        before, after = self.encode_pair(batch["still"], batch["warped"])
+        weight = batch.get("weight")
+        loss_movement = self.forward_movement(before, after, batch["moved"], weight)
+        warped = self.normalize(batch["warped"])
+        loss_aggregation = self.forward_aggregation(warped, after.contextual, generator, weight)
+        return {
+            "loss": self.config.movement * loss_movement + self.config.beta * loss_aggregation,
+            "loss_reconstruction": torch.zeros_like(loss_movement.detach()),
+            "loss_aggregation": loss_aggregation.detach(),
+            "loss_movement": loss_movement.detach(),
+            "contextual_variance": after.contextual.detach().float().var(0, correction=0).mean(),
+        }
+
     def compare(self, onset: Tensor, apex: Tensor) -> tuple[Tensor, Tensor]:
         """What changed between two frames (B, 3, H, W): features (B, N, D) and the diagonal (B, N), fp32.
 
         Onset takes the place of the swapped frame and apex that of the later one, with the Patch of Interest
         of the apex: how the authors used both after pre-training is not published; this is ours.
         """
-        both = self.encode(torch.cat([self.normalize(onset), self.normalize(apex)]))
-        size = onset.shape[0]
-        return self.forward_micro_attention(both.patches[:size], both.patches[size:], both.scores[size:])
+        before, after = self.encode_pair(onset, apex)
+        return self.forward_micro_attention(before.patches, after.patches, after.scores)
 
     def extract_features(self, onset: Tensor, apex: Tensor) -> Tensor:
         """The features (B, N, D) of :meth:`compare`, trainable end to end."""

@@ -51,6 +51,24 @@ def unpatchify(patches: Tensor, patch_size: int, rows: int, columns: int) -> Ten
     return grid.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
 
 
+#: The deviation of a neighbourhood that counts as none: four grey levels of 255, in normalised pixels.
+_FLAT = 0.07
+
+
+def locally_normalized(frames: Tensor, side: int) -> Tensor:
+    """Frames (B, C, H, W) less the mean of each pixel's neighbourhood, over its deviation (of all channels).
+
+    Gain and offset of the light that are nearly the same over ``side`` pixels (odd) fall out. What lies outside mirrors
+    the frame.
+    """
+
+    def mean(x: Tensor) -> Tensor:
+        return F.avg_pool2d(F.pad(x, (side // 2,) * 4, mode="reflect"), side, 1)
+
+    detail = frames - mean(frames)
+    return detail / (mean(detail.square().mean(1, keepdim=True)).sqrt() + _FLAT)
+
+
 def at_least_fp32(x: Tensor) -> Tensor:
     """``x`` in the dtype of statistics and losses: fp32, or fp64 if it is that."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
@@ -153,7 +171,10 @@ class Encoder(nn.Module):
         super().__init__()
         width, eps = config.width, config.layer_norm_eps
         self.patch_size = config.patch_size
-        self.patch_embed = Linear(3 * config.patch_size**2, width)
+        self.window = config.embed_size or config.patch_size
+        self.neighbourhood = config.normalized_input
+        self.channels = 5 if config.flow_input else 3
+        self.patch_embed = Linear(self.channels * self.window**2, width)
         self.contextual = nn.Parameter(torch.empty(1, 1, width))
         self.register_buffer("positions", sincos_positions(width, config.grid), persistent=False)
         self.blocks = nn.ModuleList(
@@ -163,16 +184,29 @@ class Encoder(nn.Module):
         self.apply(_initialize)
         nn.init.normal_(self.contextual, std=0.02)
 
+    def _windows(self, frames: Tensor) -> Tensor:
+        """What each token is made of (B, N, channels·window²)."""
+        if self.neighbourhood:
+            normalized = locally_normalized(frames[:, :3], self.neighbourhood)
+            frames = torch.cat([normalized, frames[:, 3:]], 1)
+        if frames.shape[1] < self.channels:
+            frames = F.pad(frames, (0, 0, 0, 0, 0, self.channels - frames.shape[1]))
+        patches = patchify(frames, self.patch_size)
+        if self.window == self.patch_size:
+            return patches
+        padding = (self.window - self.patch_size) // 2
+        return F.unfold(frames, self.window, padding=padding, stride=self.patch_size).transpose(1, 2)
+
     def forward(
         self, frames: Tensor, contextual_only: bool = False
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Encode normalised frames (B, 3, H, W).
+        """Encode normalised frames (B, 3, H, W), or (B, 5, H, W) with flow; flow that is not given is 0.
 
         Returns (contextual (B, D), patches (B, N, D), scores (B, N)): scores are the attention of the
         contextual token to the patches in the last block, mean over heads, in fp32. With ``contextual_only``
         the last block is computed for the contextual token alone, and patches and scores are None.
         """
-        x = self.patch_embed(patchify(frames, self.patch_size))
+        x = self.patch_embed(self._windows(frames))
         rows, columns = (side // self.patch_size for side in frames.shape[2:])
         x = x + resample_positions(self.positions, rows, columns)
         x = torch.cat([self.contextual.expand(x.shape[0], -1, -1).to(x.dtype), x], 1)

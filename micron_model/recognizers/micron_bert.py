@@ -83,12 +83,10 @@ class MicronBERTRecognizer(Recognizer):
         """
         onset, apex = values.unbind(1)
         model = self.backbone
-        size = onset.shape[0]
-        both = model.encode(torch.cat([model.normalize(onset), model.normalize(apex)]))
-        before, after = both.patches[:size], both.patches[size:]
-        change, _ = model.forward_micro_attention(before, after, both.scores[size:])
+        before, after = model.encode_pair(onset, apex)
+        change, _ = model.forward_micro_attention(before.patches, after.patches, after.scores)
         if self.config.from_rest:
-            rest, _ = model.forward_micro_attention(before, before, both.scores[:size])
+            rest, _ = model.forward_micro_attention(before.patches, before.patches, before.scores)
             change = change - rest
         rows, columns = (side // model.config.patch_size for side in onset.shape[2:])
         grid = change.transpose(1, 2).unflatten(2, (rows, columns))

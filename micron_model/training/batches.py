@@ -15,6 +15,7 @@ from ..data.clips.pairs import FramePairs, collate
 from ..data.shards.plan import fingerprint as fingerprint_of_clips
 from ..data.shards.read import Position, ShardPairs
 from ..data.shards.read import fingerprint as fingerprint_of_shards
+from ..models.config import MicronBERTConfig
 from .config import PretrainConfig
 from .distributed import Ranks
 
@@ -60,7 +61,7 @@ class Batches:
 
     Args:
         data: clips, or the addresses of shards.
-        image_size: side of the frames in pixels.
+        model: what is trained: the side of its frames, and whether it learns from warps.
         config: how to train.
         ranks: this process among the others.
         step: the first step.
@@ -71,7 +72,7 @@ class Batches:
     def __init__(
         self,
         data: Sequence[Clip] | Sequence[str],
-        image_size: int,
+        model: MicronBERTConfig,
         config: PretrainConfig,
         ranks: Ranks,
         *,
@@ -83,17 +84,22 @@ class Batches:
         self.positions: Positions = dict(positions or {})
         self.batch = step * config.accumulate
         last = config.steps * config.accumulate
-        options: dict[str, Any] = {"delta": config.delta, "flip": config.flip, "stabilize": config.stabilize}
+        options: dict[str, Any] = {
+            "delta": config.delta,
+            "flip": config.flip,
+            "stabilize": config.stabilize,
+            "warp": model.patch_size if model.movement else 0,
+        }
         dataset: Dataset
         clips, shards = sort_out(data)
         if shards:
             dataset = ShardPairs(
-                shards, image_size, config.seed, **options, pairs_per_run=config.pairs_per_run, rank=ranks.rank,
+                shards, model.image_size, config.seed, **options, pairs_per_run=config.pairs_per_run, rank=ranks.rank,
                 ranks=ranks.count, start=self.positions, first_worker=self.batch,
             )  # fmt: skip
             how: dict[str, Any] = {"batch_size": config.pairs_read}
         else:
-            dataset = FramePairs(clips, image_size, config.seed, **options)
+            dataset = FramePairs(clips, model.image_size, config.seed, **options)
             how = {"batch_sampler": _InOrder(self.batch, last, config, ranks)}
         self._loader = iter(
             DataLoader(

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..data.clips.frames import Clip
+from ..data.clips.pairs import TENSORS
 from ..data.databases.corpus import Corpus
 from ..models.config import MicronBERTConfig
 from ..models.micron_bert import MicronBERT
@@ -41,7 +42,9 @@ Evaluate = Callable[[MicronBERT], dict[str, float]]
 #: synthetic clips over 200 steps: without L_agg 0.11 to 0.25, "dino" 0.2 to 0.8, "mse" down to 0.005.
 COLLAPSED = 0.01
 #: What the log says of each step, as means over its batches and ranks.
-_LOGGED = ("loss", "loss_reconstruction", "loss_aggregation", "contextual_variance", "accepted")
+_LOGGED = (
+    "loss", "loss_reconstruction", "loss_aggregation", "loss_movement", "contextual_variance", "accepted",
+)  # fmt: skip
 
 
 #: Buffers are constants, and a centre that every rank computes alike. The option has its first name from torch 2.13 on.
@@ -87,12 +90,13 @@ class _Trainer:
                 run.model,
                 device_ids=[run.device] if run.device.type == "cuda" else None,
                 gradient_as_bucket_view=True,
+                find_unused_parameters=not run.model.config.gamma,  # then nothing decodes
                 **_KEEP_BUFFERS,
             )
 
     def _losses(self, batch: dict[str, Any], part: int) -> dict[str, Tensor]:
         run, config = self.run, self.run.config
-        pairs = {name: batch[name].to(run.device, non_blocking=True) for name in ("frames", "later")}
+        pairs = {name: batch[name].to(run.device, non_blocking=True) for name in TENSORS if name in batch}
         if config.rejects:
             limits = motion_limits_at(run.step, config)
             pairs = choose_pairs(pairs, config.batch_size, limits, run.model.config.patch_size)
@@ -269,7 +273,7 @@ def _train(
             if run.step == 0:
                 evaluate_now()
             batches = Batches(
-                data, run.model.config.image_size, config, ranks, step=run.step, positions=run.positions,
+                data, run.model.config, config, ranks, step=run.step, positions=run.positions,
                 pin=run.device.type == "cuda",
             )  # fmt: skip
             trainer = _Trainer(run, problems)
@@ -287,6 +291,8 @@ def _train(
                         problems.say(collapse.watch(values["contextual_variance"], config.batch_size))
                     losses = f"L {values['loss']:.4f}  L_r {values['loss_reconstruction']:.4f}"
                     losses += f"  L_agg {values['loss_aggregation']:.4f}"
+                    if run.model.config.movement:
+                        losses += f"  L_move {values['loss_movement']:.4f}"
                     progress.update(task, losses=losses)
                 evaluate_now()
                 rate = (run.step - first) / (time.perf_counter() - began)

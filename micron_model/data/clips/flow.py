@@ -27,6 +27,12 @@ def optical_flow(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return cv2.calcOpticalFlowFarneback(first, second, None, *_FARNEBACK, 0)  # type: ignore[call-overload]
 
 
+def flow_less_median(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Optical flow between two images (3, H, W), uint8, RGB, less its median: fp32 (2, H, W), in pixels."""
+    flow = optical_flow(grey(first), grey(second)).transpose(2, 0, 1)
+    return np.ascontiguousarray(flow - np.median(flow, (1, 2), keepdims=True), dtype=np.float32)
+
+
 def coded_flow(flow: np.ndarray) -> np.ndarray:
     """Flow (H, W, 2) as an image (3, H, W), uint8, RGB.
 
@@ -109,9 +115,7 @@ class OnsetApexFlow:
         return onset, apex
 
     def encode(self, faces: np.ndarray) -> np.ndarray:
-        onset, apex = faces
-        flow = optical_flow(grey(onset), grey(apex)).transpose(2, 0, 1)
-        return np.ascontiguousarray(flow - np.median(flow, (1, 2), keepdims=True), dtype=np.float32)
+        return flow_less_median(*faces)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,10 @@ from torch.utils.data import Dataset
 
 from .frames import Clip, FrameError, Problem
 from .stabilize import stabilized
+from .warps import WarpedPair, warped_pair
+
+#: What a sample may have for the device.
+TENSORS = ("frames", "later", *WarpedPair._fields)
 
 
 def longest_delta(delta: tuple[float, float], fps: float, delta_fps: float = 30.0) -> int:
@@ -51,6 +55,7 @@ class FramePairs(Dataset):
         flip: mirror half of the pairs left to right.
         stabilize: lay the later frame over the earlier one. The face should fill the frames; where it cannot be
             followed the pair is left as it is, and is a problem.
+        warp: side of a patch in pixels: to each pair belongs a :class:`WarpedPair` made of its earlier frame. 0: none.
     """
 
     def __init__(
@@ -63,12 +68,14 @@ class FramePairs(Dataset):
         delta_fps: float = 30.0,
         flip: bool = True,
         stabilize: bool = False,
+        warp: int = 0,
     ):
         if not clips:
             raise ValueError("clips is empty; there is nothing to draw pairs from")
         check_delta(delta)
         self.clips, self.size, self.seed = clips, size, seed
         self.delta, self.delta_fps, self.flip, self.stabilize = delta, delta_fps, flip, stabilize
+        self.warp = warp
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -101,7 +108,10 @@ class FramePairs(Dataset):
             if flipped:
                 pair = pair[..., ::-1].copy()
             frames, later = torch.from_numpy(pair)
-            return {"frames": frames, "later": later, "source": source, "problems": problems}
+            sample = {"frames": frames, "later": later, "source": source, "problems": problems}
+            if self.warp:
+                sample |= warped(frames, np.random.default_rng((self.seed, index, attempt, 1)), self.warp)
+            return sample
         raise FrameError(
             f"16 pairs in a row could not be read; the last: {problems[-1].path}: {problems[-1].reason}"
         )
@@ -113,6 +123,12 @@ def stabilized_pair(pair: np.ndarray, source: str) -> tuple[np.ndarray, list[Pro
     return laid, [] if failure is None else [Problem(source, f"left as they are: {failure}")]
 
 
+def warped(frame: torch.Tensor, rng: np.random.Generator, patch_size: int) -> dict[str, torch.Tensor]:
+    """``still``, ``warped`` and ``moved`` of a frame (3, S, S), see :class:`WarpedPair`."""
+    pair = warped_pair(frame.numpy(), rng, patch_size)
+    return {name: torch.from_numpy(x) for name, x in pair._asdict().items()}
+
+
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     """Samples of :class:`FramePairs` or ``ShardPairs`` as a batch: tensors stacked, sources and problems listed.
 
@@ -120,8 +136,7 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     """
     place = {name: samples[-1][name] for name in ("consumer", "position") if name in samples[-1]}
     return place | {
-        "frames": torch.stack([s["frames"] for s in samples]),
-        "later": torch.stack([s["later"] for s in samples]),
+        **{name: torch.stack([s[name] for s in samples]) for name in TENSORS if name in samples[-1]},
         "sources": [s["source"] for s in samples],
         "problems": [p for s in samples for p in s["problems"]],
     }

@@ -113,7 +113,7 @@ _SOURCE = 256  # side of the cut photographs in pixels
 _FACE = 0.72  # side of the detected face over the side of the cut
 
 
-class _Face(NamedTuple):
+class Face(NamedTuple):
     """The square of a face in its photograph, in pixels."""
 
     top: float
@@ -123,7 +123,7 @@ class _Face(NamedTuple):
 
 # Found by scikit-image's cascade. All arithmetic is in float64 and of no library that chooses it by the processor: with
 # OpenCV's, the frames of two machines were a quarter of a grey level apart.
-_ASTRONAUT, _HOPPER = _Face(66, 174, 96), _Face(123, 166, 201)
+_ASTRONAUT, _HOPPER = Face(66, 174, 96), Face(123, 166, 201)
 
 
 def _cubic_weights(fraction: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -163,20 +163,22 @@ def pixels(size: int) -> tuple[np.ndarray, np.ndarray]:
 def _photographs() -> tuple[np.ndarray, ...]:
     """The faces of the photographs, RGB (256, 256, 3) in whole grey levels, the face at the centre."""
     hopper = read_whole_image(matplotlib.cbook.get_sample_data("grace_hopper.jpg", asfileobj=False))
-    cuts = []
-    for image, face in ((skimage.data.astronaut(), _ASTRONAUT), (hopper, _HOPPER)):
-        step = face.side / _FACE / _SOURCE
-        x, y = ((axis - _SOURCE / 2) * step for axis in pixels(_SOURCE))
-        cut = sample_cubic(image, x + face.left + face.side / 2, y + face.top + face.side / 2)
-        cuts.append(cut.round().clip(0, 255))
-    return tuple(cuts)
+    return cut_photograph(skimage.data.astronaut(), _ASTRONAUT), cut_photograph(hopper, _HOPPER)
+
+
+def cut_photograph(image: np.ndarray, face: Face) -> np.ndarray:
+    """An image (H, W, 3), uint8, as clips are made of: (256, 256, 3) in whole grey levels, the face at the centre."""
+    step = face.side / _FACE / _SOURCE
+    x, y = ((axis - _SOURCE / 2) * step for axis in pixels(_SOURCE))
+    cut = sample_cubic(image, x + face.left + face.side / 2, y + face.top + face.side / 2)
+    return cut.round().clip(0, 255)
 
 
 @functools.lru_cache(maxsize=16)
 def _neutral(clip: SyntheticClip, size: int) -> np.ndarray:
     """The identity of ``clip`` at rest, RGB (size, size, 3) in [0, 255], without noise."""
     rng = np.random.default_rng((clip.seed, clip.subject, 1))
-    photograph = _photographs()[clip.subject % 2]
+    photograph = clip.photograph()
     # Blurred before it shrinks, so that sub-pixel motion moves grey levels and not aliases.
     blur = max(0.0, 0.5 * _SOURCE / size) * rng.uniform(0.8, 1.3)
     photograph = scipy.ndimage.gaussian_filter(photograph, (blur, blur, 0), mode="mirror")
@@ -259,6 +261,10 @@ class SyntheticClip:
 
     def __len__(self) -> int:
         return LENGTH
+
+    def photograph(self) -> np.ndarray:
+        """What :func:`cut_photograph` gave of the identity's photograph."""
+        return _photographs()[self.subject % 2]
 
     def _rng(self, *purpose: int) -> np.random.Generator:
         label = list(_MOVEMENTS).index(self.label)

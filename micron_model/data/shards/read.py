@@ -25,7 +25,7 @@ from ...addresses import Address, expand, open_address, why_it_ended
 from ...faults import describe, raise_if_of_the_machine
 from ...limits import TooLarge, open_file
 from ..clips.frames import FrameError, Problem, decode_image
-from ..clips.pairs import check_delta, draw_delta, stabilized_pair
+from ..clips.pairs import check_delta, draw_delta, stabilized_pair, warped
 from .unpack import Unpacked
 
 #: (epoch, number of the shard in that epoch's order, number of the next pair in that shard)
@@ -233,6 +233,7 @@ class ShardPairs(IterableDataset):
         flip: mirror half of the pairs left to right.
         pairs_per_run: pairs that are drawn from each run in an epoch.
         stabilize: lay the later frame over the earlier one, as :class:`FramePairs` does.
+        warp: side of a patch in pixels, as :class:`FramePairs` has it.
         rank: of this process, in [0, ranks).
         ranks: processes that share the shards.
         start: for a consumer (rank · workers + logical worker), the ``position`` of its last sample: it goes on
@@ -252,6 +253,7 @@ class ShardPairs(IterableDataset):
         flip: bool = True,
         pairs_per_run: int = 4,
         stabilize: bool = False,
+        warp: int = 0,
         rank: int = 0,
         ranks: int = 1,
         start: Mapping[int, Position] | None = None,
@@ -271,7 +273,7 @@ class ShardPairs(IterableDataset):
                 )
         self.shards, self.size, self.seed = list(shards), size, seed
         self.delta, self.delta_fps, self.flip, self.pairs_per_run = delta, delta_fps, flip, pairs_per_run
-        self.stabilize = stabilize
+        self.stabilize, self.warp = stabilize, warp
         self.rank, self.ranks, self.first_worker = rank, ranks, first_worker
         self.start = dict(start or {})
 
@@ -306,7 +308,10 @@ class ShardPairs(IterableDataset):
                     problems += problem
                 pair = torch.from_numpy(images)
                 frames, after = pair.flip(-1) if flipped else pair
-                return {"frames": frames, "later": after, "source": source}
+                sample = {"frames": frames, "later": after, "source": source}
+                if self.warp:
+                    sample |= warped(frames, _generator("warp", *draw, attempt), self.warp)
+                return sample
         return None
 
     def _epoch(
