@@ -137,7 +137,12 @@ def _tar(compress: Callable[[bytes], bytes] = lambda data: data) -> bytes:
 
 def _sheet() -> bytes:
     book, file = openpyxl.Workbook(), io.BytesIO()
-    for row in (["notes"], ["Subject", "Filename", "Onset"], [1, "EP02", 46], ["02", "EP03", "/"]):
+    for row in (
+        ["notes"],
+        ["Subject", "Filename", "Onset", "Offset", "Emotion"],
+        [1, "EP02", 46, 59, "fear"],
+        ["02", "EP03", "/"],
+    ):
         book.active.append(row)
     book.save(file)
     return file.getvalue()

@@ -2,9 +2,8 @@
 
 import pytest
 
-from lookalikes import tiny_lookalike
+from lookalikes import whole_smic
 from micron_model.cli import main
-from micron_model.data.databases import smic
 from micron_model.data.databases.datasets import DATASETS
 
 
@@ -23,14 +22,12 @@ def test_a_lookalike_can_be_made_and_is_not_taken_for_the_database(dataset, tmp_
 
 
 def test_a_whole_database_is_passed(tmp_path, capsys):
-    root = tiny_lookalike(
-        "smic", tmp_path / "smic", subjects=16, counts=dict(smic.OFFICIAL.counts), quirks=False
-    )
-    assert main(["data", "check", "smic", str(root)]) == 0
+    whole_smic(tmp_path / "HS")
+    assert main(["data", "check", "smic", str(tmp_path)]) == 0
     captured = capsys.readouterr()
     lines = captured.out.splitlines()
     assert lines[0].split() == ["smic", "clips", "official", "subjects", "official"]
-    assert lines[1].split() == ["negative", "70", "70", "16"]
+    assert lines[1].split() == ["negative", "70", "70", "11"]
     assert lines[4].split() == ["all", "164", "164", "16", "16"]
     assert lines[-1] == "agrees with the official census of smic"
     assert captured.err == ""
@@ -46,7 +43,7 @@ def test_a_whole_database_is_passed(tmp_path, capsys):
         ),
         (
             ["check", "samm", "{tmp}", "--apexes", "a.csv"],
-            "--apexes is no option of samm; it takes --layout, --sheet",
+            "--apexes is no option of samm; it takes --layout, --sheet, --columns, --still-apex",
         ),
         (["check", "mmew", "{tmp}"], "invalid choice 'mmew'"),
         (

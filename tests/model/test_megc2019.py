@@ -5,7 +5,7 @@ import csv
 import pytest
 
 from lookalikes import copy, tiny_lookalike
-from micron_model.data.databases import megc2019, smic
+from micron_model.data.databases import megc2019
 from micron_model.data.databases.expressions import Census, Official
 
 CSV = "combined_3class_gt.csv"
@@ -108,23 +108,6 @@ def test_parts_are_found_in_any_case_or_where_they_are_said_to_be(changeable, tm
         match=r"casme2: .*CASME II/Cropped and .*CASME2/Cropped. Give .* with --casme2, .*--casme2-sheet",
     ):
         megc2019.load(changeable, smic=tmp_path / "elsewhere")
-
-
-def test_a_whole_smic_agrees_with_its_census(tmp_path):
-    root = tiny_lookalike(
-        "smic",
-        tmp_path / "smic",
-        subjects=16,
-        counts=dict(smic.OFFICIAL.counts),
-        quirks=False,
-        layout="extended",
-    )
-    census = smic.load(root).census
-    assert census.differences == census.dropped == census.incomplete == []
-    assert "agrees with the official census of smic" in census.describe()
-    (root / "SMIC_HS_E/s16/s16_ne_01").rename(tmp_path / "away")
-    changed = smic.load(root).census
-    assert changed.differences == ["negative: 69 clips, official 70"]
 
 
 def test_a_census_names_each_difference_of_itself_and_its_parts():

@@ -4,20 +4,15 @@ import csv
 
 import pytest
 
+from lookalikes import touch, whole_smic
 from micron_model.cli import main
 from micron_model.data.databases import casme2, casme3, megc2019, samm, smic
+from micron_model.data.databases.folders import find_frames
 from micron_model.data.databases.listed import Reading
 from micron_model.evaluation.protocols import check_census
 
 CASME2_HEADER = ["Subject", "Filename", "OnsetFrame", "ApexFrame", "OffsetFrame", "Estimated Emotion"]
 CASME2_ROWS = [["1", "EP01_01f", "5", "7", "9", "happiness"], ["2", "EP02_01f", "15", "17", "19", "disgust"]]
-
-
-def touch(folder, numbers, name="img{}.jpg"):
-    """Frames that are not read, so that they need no content."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for number in numbers:
-        (folder / name.format(number)).touch()
 
 
 def write_rows(path, rows, separator=","):
@@ -80,6 +75,12 @@ def test_two_files_of_one_frame_are_a_reason_to_leave_the_clip_out(tmp_path):
     assert dropped.reason.endswith("img7.jpg and img7.png are both frame 7; keep one of them")
 
 
+@pytest.mark.parametrize("name", ["img{}_224x224.png", "img{}_v2.jpg", "s1_{:05d}.jpg", "reg_img{}.bmp"])
+def test_the_number_of_a_frame_is_the_one_that_tells_it_from_others(tmp_path, name):
+    touch(tmp_path, [9, 10, 11], name)
+    assert list(find_frames(tmp_path)) == [9, 10, 11]
+
+
 # Two official sheets of CASME II
 
 
@@ -113,15 +114,8 @@ def test_a_part_of_a_sheet_is_held_against_the_release_that_its_name_says(tmp_pa
 # SMIC: known gaps, and the extended release
 
 
-def smic_tree(tree, *, without=(), flat=False):
-    for name in smic.NAMES:
-        subject, code, _ = name.split("_")
-        folder = tree / subject / name if flat else tree / subject / "micro" / smic.EMOTIONS[code] / name
-        touch(folder, [] if name in without else [11, 12, 13], "reg_image{:06d}.bmp")
-
-
 def test_the_gap_of_smic_all_cropped_is_known_and_every_output_says_it(tmp_path):
-    smic_tree(tmp_path / "SMIC_all_cropped" / "HS", without=["s18_sur_03"])
+    whole_smic(tmp_path / "SMIC_all_cropped" / "HS", without=["s18_sur_03"])
     census = smic.load(tmp_path).census
     assert census.differences == census.dropped == []
     assert census.gaps == ["163 of 164: s18_sur_03 is empty in this release"]
@@ -278,6 +272,15 @@ def test_other_names_of_an_emotion_are_read_and_said_and_numbers_are_refused(tmp
 def test_a_path_in_place_of_a_name_is_read(tmp_path, filename):
     rows = [[row[0], filename.format(row[1]), *row[2:]] for row in CASME2_ROWS]
     assert intervals(casme2.load(casme2_tree(tmp_path, rows))) == READ
+
+
+def test_a_slip_of_samms_sheet_is_mended_and_said(tmp_path):
+    touch(tmp_path / "SAMM" / "032" / "032_3_1", range(4925, 4936), "032_{}.jpg")
+    header = ["Subject", "Filename", "Onset Frame", "Apex Frame", "Offset Frame", "Estimated Emotion"]
+    write_rows(tmp_path / "SAMM_Micro_FACS.csv", [header, ["032", "032_3_1", 4925, 1930, 4935, "Anger"]])
+    found = samm.load(tmp_path)
+    assert intervals(found) == {"032/032_3_1": (4925, 4930, 4935)}
+    assert "032/032_3_1: apex '1930' is a slip of the published sheet: 4930 is taken" in found.census.notes
 
 
 # What moves too little, or too long

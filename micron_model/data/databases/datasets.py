@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from . import casme2, casme3, megc2019, samm, smic
 from .expressions import Dataset
+from .listed import Reading
 
 DATASETS: dict[str, Callable[..., Dataset]] = {
     "casme2": casme2.load,
@@ -32,7 +34,8 @@ def load_dataset(name: str, root: str | Path, **options: Any) -> Dataset:
     known = list(inspect.signature(DATASETS[name]).parameters)[1:]
     for option in given:
         if option not in known:
-            raise ValueError(
-                f"--{option} is no option of {name}; it takes {', '.join(f'--{x}' for x in known)}"
-            )
+            of_reading = [field.name for field in fields(Reading)]
+            names = [x for option in known for x in (of_reading if option == "reading" else [option])]
+            takes = ", ".join(f"--{x.replace('_', '-')}" for x in names)
+            raise ValueError(f"--{option} is no option of {name}; it takes {takes}")
     return DATASETS[name](root, **given)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -168,18 +168,30 @@ def find_tree(root: Path, layouts: Sequence[Layout], layout: str | None = None) 
 def find_frames(folder: Path) -> dict[int, Path]:
     """The images of a folder by the number of their frame, ascending; empty if there is no such folder.
 
+    The number is the last run of digits of a name, or, as in ``img7_224x224.png``, the last one that tells them apart.
+
     Raises:
         Unusable: two have the same number.
     """
     if not folder.is_dir():
         return {}
+    images = {
+        path: [int(run) for run in re.findall(r"\d+", path.stem)]
+        for path in sorted(folder.iterdir())
+        if path.suffix.lower() in IMAGE_SUFFIXES and not is_of_a_system(path.name)
+    }
+    images = {path: runs for path, runs in images.items() if runs}
+    fewest = min(map(len, images.values()), default=1)
+    place = next((i for i in range(-1, -fewest - 1, -1) if _differ(r[i] for r in images.values())), -1)
     frames: dict[int, Path] = {}
-    for path in sorted(folder.iterdir()):
-        digits = re.findall(r"\d+", path.stem)
-        if path.suffix.lower() not in IMAGE_SUFFIXES or is_of_a_system(path.name) or not digits:
-            continue
-        number = int(digits[-1])
+    for path, runs in images.items():
+        number = runs[place]
         if number in frames:
             raise Unusable(f"{frames[number]} and {path.name} are both frame {number}; keep one of them")
         frames[number] = path
     return dict(sorted(frames.items()))
+
+
+def _differ(numbers: Iterable[int]) -> bool:
+    listed = list(numbers)
+    return len(set(listed)) == len(listed)

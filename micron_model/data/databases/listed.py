@@ -163,6 +163,7 @@ class Facts(NamedTuple):
         trusted: as :func:`read_interval` takes it.
         absent: clips that some copies of the sheet are known to lack.
         short: clips of which a release is known to lack frames, and which release.
+        slips: of clips, the apex that the published sheet has and the one that is meant.
     """
 
     dataset: str
@@ -172,6 +173,7 @@ class Facts(NamedTuple):
     trusted: Literal["apex", "offset"]
     absent: Sequence[str] = ()
     short: Mapping[str, str] = {}
+    slips: Mapping[str, tuple[str, str]] = {}
 
 
 def usual_columns(onset: str, apex: str, offset: str, emotion: str) -> tuple[Column, ...]:
@@ -235,7 +237,12 @@ def read_listed(
         name, folder = place(row)
         listed.add(name)
         apex = row["apex"] if "apex" in sheet.columns else None
-        interval = read_interval(row["onset"], apex, row["offset"], trusted=facts.trusted)
+        written, meant = facts.slips.get(name, ("", ""))
+        slip = apex is not None and apex == written
+        interval = read_interval(row["onset"], meant if slip else apex, row["offset"], trusted=facts.trusted)
+        if slip:
+            note = f"apex {written!r} is a slip of the published sheet: {meant} is taken"
+            interval = interval._replace(notes=(*interval.notes, note))
         if not row["emotion"]:
             raise Unusable(f"its {sheet.columns['emotion']!r} is empty")
         frames = between(find(folder), interval.onset, interval.offset, folder)

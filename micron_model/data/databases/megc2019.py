@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..clips.frames import Problem
 from . import casme2 as of_casme2
 from . import samm as of_samm
 from . import smic as of_smic
@@ -37,6 +38,8 @@ _CLIP_NAMES: dict[str, Callable[[str, str], str]] = {
     "samm": of_samm.clip_name,
     "smic": lambda _subject, filename: of_smic.clip_name(filename),
 }
+#: A clip that one copy of the csv lacks.
+_ABSENT = ("samm", "032/032_3_1")
 COLUMNS = tuple(Column(name, name) for name in ("dataset", "subject", "filename", "label"))
 
 
@@ -213,11 +216,14 @@ def load(
     absent = {(part, clip.name.lower()): clip for part, f in loaded.items() for clip in f.census.known}
     known: dict[str, list[Known]] = {part: [] for part in PARTS}
 
+    listed_clips: set[tuple[str, str]] = set()
+
     def is_known(row: Row) -> bool:
         try:
             part, name, label = _clip_of(row)
         except Unusable:
             return False
+        listed_clips.add((part, name))
         clip = absent.get((part, name.lower()))
         if clip is not None:
             known[part].append(clip._replace(emotion=label))
@@ -235,6 +241,13 @@ def load(
     dataset.census.known = [
         clip._replace(name=f"{clip.name} of {part}") for part in PARTS for clip in known[part]
     ]
+    if 2 * len(dataset.expressions) > sum(OFFICIAL.counts.values()) and _ABSENT not in listed_clips:
+        dataset.census.dropped.append(
+            Problem(
+                str(listed.path),
+                f"lacks {_ABSENT[1]} of {_ABSENT[0]}, as one copy does; the published csv has it",
+            )
+        )
     for part, found in loaded.items():
         census = Census.of(part, PARTS[part], [e for e in dataset.expressions if e.dataset == part])
         census.dropped, census.known = found.census.dropped, known[part]

@@ -31,6 +31,7 @@ FACTS = Facts(
     releases=(OFFICIAL,),
     columns=usual_columns("Onset Frame", "Apex Frame", "Offset Frame", "Estimated Emotion"),
     trusted="offset",
+    slips={"032/032_3_1": ("1930", "4930")},
 )
 
 
