@@ -58,7 +58,7 @@ def pytest_configure(config):
                 )
         option.benchmark_disable = True
         return
-    option.own_tables = any(getattr(option, f"benchmark_{name}") for name in SHOW_ITS_TABLES)
+    option.benchmark_quiet = not any(getattr(option, f"benchmark_{name}") for name in SHOW_ITS_TABLES)
     option.benchmark_columns = option.benchmark_columns or ["median", "iqr", "rounds"]
     option.benchmark_json = option.benchmark_json or report.default_path(device_of(config))
     option.benchmark_json.parent.mkdir(parents=True, exist_ok=True)
@@ -104,19 +104,6 @@ def pytest_benchmark_update_json(config, output_json):
         for entry in output_json["benchmarks"]:
             entry["stats"].pop("data", None)  # every single time is too much to commit
     report.plot(output_json, path.with_suffix(".png"))
-
-
-def pytest_benchmark_group_stats(config, benchmarks, group_by):
-    """Groups in the order of the run, each variant by its name alone; none where nothing asks for them."""
-    if not config.option.own_tables:
-        return []
-    if group_by != "group":
-        return None  # as pytest-benchmark groups
-    groups = {}
-    for entry in benchmarks:
-        name = entry["extra_info"].get("variant", entry["name"])
-        groups.setdefault(entry["group"], []).append(entry | {"name": name})
-    return list(groups.items())
 
 
 @pytest.hookimpl(tryfirst=True)  # what was measured is printed, whatever else is missing

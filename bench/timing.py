@@ -20,8 +20,9 @@ from micron_kernels._implementation import choose, why_not
 
 #: Of a variant; between them, as many as pytest-benchmark's --benchmark-max-time allows.
 MIN_ROUNDS, MAX_ROUNDS = 3, 30
-#: Seconds. A longer call needs no other before it to warm code and predictors.
-LONG = 0.1
+#: Seconds. A longer call needs no other before it to warm code and predictors; one that takes so long that all else of
+#: a run would wait for it is timed twice.
+LONG, VERY_LONG = 0.1, 2.0
 #: Largest error over largest result: a coarse check, the tests hold the fine one.
 TOLERANCE = {torch.bfloat16: 3e-2, torch.float16: 5e-3, torch.float32: 1e-4, torch.float64: 1e-10}
 
@@ -184,7 +185,8 @@ def _measure(bench: Bench, case: Case, variant: str, way: str, benchmark: Any, m
 
         rounds = int(max_time / seconds / (2 if partner else 1) / (2 if short else 1))
         benchmark.group = f"{case.operator} {case.title}, {way}"
-        benchmark.pedantic(function, setup=partner_first, rounds=min(max(rounds, MIN_ROUNDS), MAX_ROUNDS))
+        fewest = MIN_ROUNDS if seconds < VERY_LONG else 2
+        benchmark.pedantic(function, setup=partner_first, rounds=min(max(rounds, fewest), MAX_ROUNDS))
 
     facts = {
         "operator": case.operator,
