@@ -102,13 +102,12 @@ void pack_query(const Head<T>& head, int64_t first, Word<T>* to) {
 // TILE keys as words, `stride` apart: where they lie, if they lie there as words, otherwise packed. `kept` tells
 // which of them exist and are not masked.
 template <class T>
-struct Keys {
-  Word<T>* packed;
+struct KeyTile {
   const Word<T>* words_of_first;
   int64_t stride;
   bool kept[TILE], all_kept;
 
-  void pack(const Head<T>& head, int64_t first_key) {
+  void pack(const Head<T>& head, int64_t first_key, Word<T>* packed) {
     const int64_t width = head.problem.key.width;
     const T* rows[TILE];
     all_kept = true;
@@ -126,20 +125,38 @@ struct Keys {
     for (int i = 0; i < TILE; ++i) pack_row(rows[i], width, packed + i * stride);
     words_of_first = packed;
   }
-  static int64_t size(int64_t width) { return words(width, static_cast<Word<T>*>(nullptr)) * TILE; }
 };
 
-// scale · q·k of one tile, −inf for keys that are not kept.
+// As many keys as pass by a panel of rows while DEPTH words of it stay in the L1 cache.
+constexpr int64_t KEY_TILES = 8, DEPTH = 128;
+
+template <class T>
+struct Keys {
+  Word<T>* packed;  // [KEY_TILES][TILE][words]
+  KeyTile<T> tiles[KEY_TILES];
+
+  static int64_t tile_size(int64_t width) { return words(width, static_cast<Word<T>*>(nullptr)) * TILE; }
+  static int64_t size(int64_t width) { return tile_size(width) * KEY_TILES; }
+};
+
+// scale · q·k of one tile, −inf for keys that are not kept: what the words [first, first + DEPTH) add to it. A score is
+// a sum of such sums, which rounds less than one long one.
 template <int V, class T>
-__attribute__((noinline)) void score_tile(const Keys<T>& keys, const Word<T>* lanes, int64_t width, float scale,
-                                          float* to, int64_t stride) {
+__attribute__((noinline)) void score_tile(const KeyTile<T>& keys, const Word<T>* lanes, int64_t first, int64_t count,
+                                          float scale, float* to, int64_t stride) {
+  const int64_t some = at_most(DEPTH, count - first);
+  const bool is_last = first + some == count;
   Sums s = {};
-  accumulate_rows<V>(s, keys.words_of_first, keys.stride, lanes, words(width, lanes));
+  accumulate_rows<V>(s, keys.words_of_first + first, keys.stride, lanes + first * PANEL, some);
 #pragma GCC unroll 16
   for (int i = 0; i < TILE; ++i) {
-    for (int v = 0; v < V; ++v) store(to + i * stride + v * LANES, scale * s.at[i][v]);
+    for (int v = 0; v < V; ++v) {
+      float* at = to + i * stride + v * LANES;
+      if (first > 0) s.at[i][v] += load(at);
+      store(at, is_last ? scale * s.at[i][v] : s.at[i][v]);
+    }
   }
-  for (int i = 0; !keys.all_kept && i < TILE; ++i) {
+  for (int i = 0; is_last && !keys.all_kept && i < TILE; ++i) {
     for (int v = 0; !keys.kept[i] && v < V; ++v) store(to + i * stride + v * LANES, broadcast(-__builtin_inff()));
   }
 }
@@ -151,13 +168,22 @@ MICRON_INLINE int64_t padded(int64_t width) { return (divide_up(width, 16) | 1) 
 template <class T>
 void score_block(const Head<T>& head, int64_t begin, int64_t end, int64_t rows, const Word<T>* packed_rows,
                  Keys<T>& keys, float* to, int64_t stride) {
-  const int64_t width = head.problem.query.width, step = words(width, packed_rows) * PANEL;
-  for (int64_t key = begin; key < end; key += TILE, to += TILE * stride) {
-    keys.pack(head, key);
+  const int64_t width = head.problem.query.width, count = words(width, packed_rows);
+  for (int64_t key = begin; key < end; key += KEY_TILES * TILE, to += KEY_TILES * TILE * stride) {
+    const int64_t tiles = at_most(KEY_TILES, divide_up(end - key, TILE));
+    for (int64_t t = 0; t < tiles; ++t) {
+      keys.tiles[t].pack(head, key + t * TILE, keys.packed + t * Keys<T>::tile_size(width));
+    }
     const Word<T>* lanes = packed_rows;
-    for (int64_t row = 0; row < rows; row += PANEL, lanes += step) {
+    for (int64_t row = 0; row < rows; row += PANEL, lanes += count * PANEL) {
       const auto tile = rows - row <= LANES ? score_tile<1, T> : score_tile<VECTORS, T>;
-      tile(keys, lanes, width, head.problem.scale, to + row, stride);
+      int64_t first = 0;
+      do {  // once where the width is 0: those scores are 0
+        for (int64_t t = 0; t < tiles; ++t) {
+          tile(keys.tiles[t], lanes, first, count, head.problem.scale, to + t * TILE * stride + row, stride);
+        }
+        first += DEPTH;
+      } while (first < count);
     }
   }
 }

@@ -37,6 +37,16 @@ def instruction_set(request):
     native.set_instruction_set(before)
 
 
+def test_wide_scores_round_no_more_than_the_plain_formula():
+    """One chain of all products would be a quarter off or more."""
+    query, key, value = torch.randn(3, 1, 4, 196, 1024).unbind()
+    _, exact = eager_diagonal_attention(query.double(), key.double(), value.double())
+    _, plain = eager_diagonal_attention(query, key, value)
+    _, saved = native_attention.forward(Inputs(query, key, value, 1024**-0.5), keep=False)
+    error, allowed = ((p.double().log() - exact.log()).square().mean().sqrt() for p in (saved.weights, plain))
+    assert error <= 1.1 * allowed, f"{error / allowed:.2f} times the plain formula's"
+
+
 @dtypes
 @pytest.mark.parametrize("rows", [None, 70])
 @pytest.mark.parametrize("masked", [False, True])
