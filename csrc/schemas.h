@@ -9,13 +9,12 @@ template <class Library>
 void define_operators(Library& m) {
   m.def(
       "diagonal_attention(Tensor query, Tensor key, Tensor value, float scale, Tensor? row_weight, Tensor? rows, "
-      "Tensor? key_mask, Tensor(a!) out, Tensor(b!) weights, Tensor(c!) row_max, "
-      "Tensor(d!) row_sum, Tensor(e!)? exponentials) -> ()");
+      "Tensor? key_mask, bool keep) -> (Tensor, Tensor, Tensor, Tensor, Tensor?)");
   m.def(
       "diagonal_attention_backward(Tensor? grad_out, Tensor? grad_weights, Tensor query, Tensor key, Tensor value, "
       "float scale, Tensor? row_weight, Tensor? rows, Tensor? key_mask, Tensor weights, Tensor row_max, "
-      "Tensor row_sum, Tensor? exponentials, Tensor(a!)? d_query, Tensor(b!)? d_key, Tensor(c!)? d_value, "
-      "Tensor(d!)? d_weight) -> ()");
+      "Tensor row_sum, Tensor? exponentials, bool wants_query, bool wants_key, bool wants_value, bool wants_weight) "
+      "-> (Tensor?, Tensor?, Tensor?, Tensor?)");
   // On CUDA the backward is three kernels; what one position is to another is prepared in Python.
   m.def(
       "diagonal_attention_row_gradients(Tensor? grad_out, Tensor? grad_weights, Tensor value, Tensor? row_weight, "
@@ -31,21 +30,21 @@ void define_operators(Library& m) {
       "Tensor row_max, Tensor slot_f, Tensor slot_c, Tensor(a!) d_key) -> ()");
   m.def(
       "frame_difference(Tensor frames, Tensor reference, int patch_size, bool squared, Tensor factors, "
-      "bool channels_last, Tensor(a!) out) -> ()");
+      "bool channels_last) -> Tensor");
   m.def(
       "frame_difference_backward(Tensor grad, Tensor frames, Tensor reference, int patch_size, bool squared, "
-      "Tensor factors, bool channels_last, Tensor(a!) d_frames, Tensor(b!) d_reference) -> ()");
-  m.def("topk(Tensor scores, int k, Tensor(a!)? mask, Tensor(b!) indices) -> ()");
-  m.def("gather_tokens(Tensor tokens, Tensor? scores, Tensor indices, bool in_place, Tensor(a!) out) -> ()");
+      "Tensor factors, bool channels_last) -> (Tensor, Tensor)");
+  m.def("topk_mask(Tensor scores, int k) -> (Tensor, Tensor)");
+  m.def("keep_tokens(Tensor tokens, Tensor scores, int k, bool weighted, bool in_place) -> (Tensor, Tensor)");
   m.def(
-      "gather_tokens_backward(Tensor grad, Tensor? tokens, Tensor? scores, Tensor indices, bool in_place, "
-      "Tensor(a!) d_tokens, Tensor(b!)? d_scores) -> ()");
+      "keep_tokens_backward(Tensor grad, Tensor tokens, Tensor scores, Tensor indices, bool weighted, bool in_place) "
+      "-> (Tensor, Tensor?)");
   m.def(
       "swap_patches(Tensor frame, Tensor other, Tensor swap, int patch_size, Tensor factor, Tensor shift, "
-      "Tensor(a!) out) -> ()");
+      "ScalarType dtype) -> Tensor");
   m.def(
-      "swap_patches_backward(Tensor grad, Tensor swap, int patch_size, Tensor factor, Tensor(a!) d_frame, "
-      "Tensor(b!) d_other) -> ()");
+      "swap_patches_backward(Tensor grad, Tensor swap, int patch_size, Tensor factor, ScalarType dtype) "
+      "-> (Tensor, Tensor)");
 }
 
 }  // namespace micron

@@ -54,18 +54,46 @@ T* contiguous_data(const char* name, const OptionalTensor& x, ScalarType dtype, 
   return x ? contiguous_data<T>(name, *x, dtype, shape) : nullptr;
 }
 
-// The same for a tensor in the memory of the CPU that a kernel fills.
 template <class T>
-T* output_data(const char* name, const Tensor& x, ScalarType dtype, std::initializer_list<int64_t> shape) {
-  T* data = contiguous_data<T>(name, x, dtype, shape);
-  const size_t size = dtype == ScalarType::Float ? 4 : dtype == ScalarType::Long ? 8 : 2;
-  advise_huge_pages(const_cast<void*>(static_cast<const void*>(data)), static_cast<size_t>(x.numel()) * size);
-  return data;
+T* data_of(const Tensor& x) {
+  return static_cast<T*>(x.data_ptr());
 }
 
-template <class T>
-T* output_data(const char* name, const OptionalTensor& x, ScalarType dtype, std::initializer_list<int64_t> shape) {
-  return x ? output_data<T>(name, *x, dtype, shape) : nullptr;
+// A new contiguous tensor on the device of `like`, to be filled. By the shim of one operator: new_empty of
+// torch/csrc/stable/ops.h looks it up by name at each call.
+inline Tensor new_tensor(const Tensor& like, ScalarType dtype, std::initializer_list<int64_t> shape) {
+  int32_t of_dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
+  int32_t device = 0, index = 0, layout = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &index));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(like.get(), &layout));
+  AtenTensorHandle result = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_aten_new_empty(like.get(), shape.begin(),
+                                                          static_cast<int64_t>(shape.size()), &of_dtype, &layout,
+                                                          &device, index, nullptr, &result));
+  const Tensor x(result);
+  if (x.is_cpu()) advise_huge_pages(x.data_ptr(), static_cast<size_t>(x.numel()) * x.element_size());
+  return x;
+}
+
+// The same memory, seen by other strides.
+inline Tensor with_strides(const Tensor& x, std::initializer_list<int64_t> shape,
+                           std::initializer_list<int64_t> strides) {
+  AtenTensorHandle result = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_as_strided(x.get(), shape.begin(), strides.begin(), &result));
+  return Tensor(result);
+}
+
+// `x` itself, or a copy.
+inline Tensor made_contiguous(const Tensor& x) { return x.is_contiguous() ? x : torch::stable::contiguous(x); }
+inline OptionalTensor made_contiguous(const OptionalTensor& x) {
+  return x ? OptionalTensor(made_contiguous(*x)) : x;
+}
+
+// `x` itself where elements of its last dimension lie side by side, otherwise a copy.
+inline Tensor with_contiguous_rows(const Tensor& x) {
+  const int64_t last = x.dim() - 1;
+  return x.stride(last) == 1 || x.size(last) <= 1 || x.is_contiguous() ? x : torch::stable::contiguous(x);
 }
 
 inline void check_unit_stride(const char* name, const Tensor& x) {

@@ -104,9 +104,21 @@ def warn_once(operator: str, dtypes: Sequence[torch.dtype]) -> None:
     )
 
 
-def operators() -> Any:
-    """The namespace of the compiled operators."""
-    return torch.ops.micron_native
+class CompiledOperators:
+    """The operators of a C++ library by name, each without its overloads and what Python does of a call: they have one
+    overload, are given every argument by place, and no compiler sees them, since others hide them."""
+
+    def __init__(self, namespace: str):
+        self._namespace = namespace
+
+    def __getattr__(self, name: str) -> Any:
+        operator = getattr(getattr(torch.ops, self._namespace), name).default._op
+        setattr(self, name, operator)
+        return operator
+
+
+#: Those of the extension.
+operators = CompiledOperators("micron_native")
 
 
 def register(implementations: dict[str, Any], native: ModuleType) -> dict[str, Any]:

@@ -138,14 +138,14 @@ class Chooser:
         self._operator, self._available, self._sizes = operator, available, sizes
         self._chosen: dict[tuple[Any, ...], str] = {}
 
-    def __call__(
-        self, impl: str | None, device: torch.device, dtypes: tuple[torch.dtype, ...], *sizes: int
-    ) -> Any:
-        """The implementation that serves the call."""
-        key = (impl, device, dtypes, sizes, *self._available)
+    def __call__(self, impl: str | None, device: torch.device, *dtypes_and_sizes: torch.dtype | int) -> Any:
+        """The implementation that serves the call; the sizes come last."""
+        key = (impl, device, dtypes_and_sizes, *self._available)
         name = self._chosen.get(key)
         if name is None:
-            limited = dict(zip(self._sizes, sizes, strict=True))
+            split = len(dtypes_and_sizes) - len(self._sizes)
+            limited: Any = dict(zip(self._sizes, dtypes_and_sizes[split:], strict=True))
+            dtypes: Any = dtypes_and_sizes[:split]
             name = choose(self._operator, impl, self._available, device, *dtypes, **limited)
             if impl != "triton":  # which an environment variable turns on and off
                 if len(self._chosen) > 1000:

@@ -27,19 +27,12 @@ _keys_in_force = torch._C._dispatch_tls_local_include_set
 _PLAIN = torch._C.DispatchKeySet(torch._C.DispatchKey.BackendSelect)
 _PLAIN_KEYS = (_PLAIN.add(torch._C.DispatchKey.ADInplaceOrView), _PLAIN)  # the latter in inference mode
 _PLAIN_TYPES = frozenset((Tensor, torch.nn.Parameter, int, float, bool, str, tuple, torch.dtype, type(None)))
-
-
-def _is_watched(args: tuple[Any, ...]) -> bool:
-    """Whether anything but autograd has to see the operator: compilers, transforms, modes, subclasses, profilers."""
-    return (
-        torch.compiler.is_compiling()
-        or _keys_in_force() not in _PLAIN_KEYS
-        or torch._C._is_any_autocast_enabled()
-        or torch._C._len_torch_function_stack() > 0
-        or torch.autograd._profiler_enabled()
-        or not _PLAIN_TYPES.issuperset(map(type, args))
-        or not (args[0].is_cpu or args[0].is_cuda)
-    )
+# By names of their own: looking them up would be half of what asking costs.
+_is_compiling = torch.compiler.is_compiling
+_autocast_enabled = torch._C._is_any_autocast_enabled
+_function_modes = torch._C._len_torch_function_stack
+_profiler_enabled = torch.autograd._profiler_enabled
+_grad_enabled = torch.is_grad_enabled
 
 
 class Operator:
@@ -71,9 +64,18 @@ class Operator:
 
     def __call__(self, *args: Any) -> Any:
         """What ``overload(*args)`` does; a dispatcher with nothing to do would take half the time of a small call."""
-        if _is_watched(args):
+        # Whether anything but autograd has to see it: compilers, transforms, modes, subclasses, profilers.
+        if (
+            _is_compiling()
+            or _keys_in_force() not in _PLAIN_KEYS
+            or _autocast_enabled()
+            or _function_modes() > 0
+            or _profiler_enabled()
+            or not _PLAIN_TYPES.issuperset(map(type, args))
+            or not (args[0].is_cpu or args[0].is_cuda)
+        ):
             results = self.overload(*args)
-        elif forward_ad._current_level >= 0 or (torch.is_grad_enabled() and _any_requires_grad(*args)):
+        elif forward_ad._current_level >= 0 or (_grad_enabled() and _any_requires_grad(*args)):
             return self._apply(None, *args)
         else:
             results = self._body(*args)
@@ -107,19 +109,19 @@ class Operator:
                     ctx.save_for_forward(*tensors)
                 ctx.set_materialize_grads(False)
                 ctx.constants = 0
-                if type(results) is tuple:
-                    if keyset is None and visible is not None:
-                        results = results[:visible]
-                        constants = results[outputs:]
-                    else:  # an empty vector stands for what was not wanted
-                        constants = tuple(
-                            x
-                            for i, x in enumerate(results)
-                            if x is not None and (i >= outputs or x.dim() == 1)
-                        )
-                    if constants:
-                        ctx.mark_non_differentiable(*constants)
-                    ctx.constants = len(results) - outputs
+                if type(results) is not tuple:
+                    return results
+                if keyset is None and visible is not None:
+                    results = results[:visible]
+                    if visible == outputs:
+                        return results
+                # An empty vector stands for what was not wanted.
+                constants = [
+                    x for i, x in enumerate(results) if x is not None and (i >= outputs or x.dim() == 1)
+                ]
+                if constants:
+                    ctx.mark_non_differentiable(*constants)
+                ctx.constants = len(results) - outputs
                 return results
 
             @staticmethod

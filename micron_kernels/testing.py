@@ -138,8 +138,8 @@ def poisoned_memory() -> Iterator[None]:
 class guarded_memory(TorchDispatchMode):
     """Inside, every new uninitialised tensor is a slice of a larger buffer with sentinels on both sides.
 
-    Leaving raises AssertionError if one of them was overwritten. An opaque operator hides what it allocates:
-    call its implementation, not the operator.
+    Leaving raises AssertionError if one of them was overwritten. Of ``torch.ops.micron_kernels``, call the
+    implementation, not the operator: it is opaque, and hides what it allocates.
     """
 
     GUARD_BYTES = 4096
@@ -150,6 +150,10 @@ class guarded_memory(TorchDispatchMode):
         self.buffers: list[tuple[Tensor, int]] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace in ("micron_native", "micron_emulated"):  # C++ that allocates
+            kernel = next(x for x in args if isinstance(x, Tensor)).device.type.upper()
+            with self:
+                return func._op_dk(getattr(torch._C.DispatchKey, kernel), *args)
         result = func(*args, **(kwargs or {}))
         is_empty = func.overloadpacket.__name__ in ("empty", "empty_like", "empty_strided", "new_empty")
         return self._guard(result) if is_empty and result.numel() else result

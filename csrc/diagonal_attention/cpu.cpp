@@ -31,12 +31,14 @@ Problem problem(const Tensor& query, const Tensor& key, const Tensor& value, dou
   result.key = tokens("key", key, dtype, batch, heads, length, width);
   result.value = tokens("value", value, dtype, batch, heads, length, value.size(3));
   if (row_weight) {
-    check_shape("row_weight", *row_weight, {batch, heads, length});
+    const bool per_head = row_weight->dim() == 3;
+    per_head ? check_shape("row_weight", *row_weight, {batch, heads, length})
+             : check_shape("row_weight", *row_weight, {batch, length});
     STD_TORCH_CHECK(row_weight->scalar_type() == ScalarType::Float, "row_weight must be fp32");
-    result.row_weight = static_cast<const float*>(row_weight->data_ptr());
+    result.row_weight = data_of<const float>(*row_weight);
     result.weight_stride_b = row_weight->stride(0);
-    result.weight_stride_h = row_weight->stride(1);
-    result.weight_stride_n = row_weight->stride(2);
+    result.weight_stride_h = per_head ? row_weight->stride(1) : 0;
+    result.weight_stride_n = row_weight->stride(row_weight->dim() - 1);
   }
   result.rows = contiguous_data<const int64_t>("rows", rows, ScalarType::Long, {batch, result.computed});
   if (rows) {
@@ -46,6 +48,10 @@ Problem problem(const Tensor& query, const Tensor& key, const Tensor& value, dou
   }
   result.key_mask = contiguous_data<const bool>("key_mask", key_mask, ScalarType::Bool, {batch, length});
   return result;
+}
+
+OptionalTensor as_fp32(const OptionalTensor& x) {
+  return x && x->scalar_type() != ScalarType::Float ? torch::stable::to(*x, ScalarType::Float) : x;
 }
 
 bool takes_bf16_pairs(const Problem& problem) {
@@ -70,25 +76,45 @@ void run(const Backward& arguments) {
   MICRON_DISPATCH(backward, arguments);
 }
 
-void forward(const Tensor& query, const Tensor& key, const Tensor& value, double scale,
-             const OptionalTensor& row_weight, const OptionalTensor& rows, const OptionalTensor& key_mask,
-             const Tensor& out, const Tensor& weights, const Tensor& row_max, const Tensor& row_sum,
-             const OptionalTensor& exponentials) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, OptionalTensor> forward(
+    const Tensor& any_query, const Tensor& any_key, const Tensor& any_value, double scale,
+    const OptionalTensor& any_row_weight, const OptionalTensor& any_rows, const OptionalTensor& any_key_mask,
+    bool keep) {
+  const Tensor query = with_contiguous_rows(any_query), key = with_contiguous_rows(any_key);
+  const Tensor value = with_contiguous_rows(any_value);
+  const OptionalTensor row_weight = as_fp32(any_row_weight), rows = made_contiguous(any_rows);
+  const OptionalTensor key_mask = made_contiguous(any_key_mask);
   Forward f{problem(query, key, value, scale, row_weight, rows, key_mask)};
-  f.out = output_data<void>("out", out, query.scalar_type(), {f.batch, f.heads, f.computed, f.value.width});
-  f.weights = contiguous_data<float>("weights", weights, ScalarType::Float, {f.batch, f.heads, f.computed});
-  f.row_max = contiguous_data<float>("row_max", row_max, ScalarType::Float, {f.batch, f.heads, f.computed});
-  f.row_sum = contiguous_data<float>("row_sum", row_sum, ScalarType::Float, {f.batch, f.heads, f.computed});
   const auto f32 = ScalarType::Float;
-  f.exponentials = contiguous_data<float>("exponentials", exponentials, f32, {f.batch, f.heads, f.computed, f.length});
+  const Tensor out = new_tensor(query, query.scalar_type(), {f.batch, f.heads, f.computed, f.value.width});
+  const Tensor weights = new_tensor(query, f32, {f.batch, f.heads, f.computed});
+  const Tensor row_max = new_tensor(query, f32, {f.batch, f.heads, f.computed});
+  const Tensor row_sum = new_tensor(query, f32, {f.batch, f.heads, f.computed});
+  OptionalTensor exponentials;
+  if (keep) exponentials = new_tensor(query, f32, {f.batch, f.heads, f.computed, f.length});
+  f.out = data_of<void>(out);
+  f.weights = data_of<float>(weights), f.row_max = data_of<float>(row_max), f.row_sum = data_of<float>(row_sum);
+  f.exponentials = exponentials ? data_of<float>(*exponentials) : nullptr;
   if (f.batch * f.heads * f.computed > 0) run(f);
+  return {out, weights, row_max, row_sum, exponentials};
 }
 
-void backward(const OptionalTensor& grad_out, const OptionalTensor& grad_weights, const Tensor& query,
-              const Tensor& key, const Tensor& value, double scale, const OptionalTensor& row_weight,
-              const OptionalTensor& rows, const OptionalTensor& key_mask, const Tensor& weights, const Tensor& row_max,
-              const Tensor& row_sum, const OptionalTensor& exponentials, const OptionalTensor& d_query,
-              const OptionalTensor& d_key, const OptionalTensor& d_value, const OptionalTensor& d_weight) {
+std::tuple<OptionalTensor, OptionalTensor, OptionalTensor, OptionalTensor> backward(
+    const OptionalTensor& any_grad_out, const OptionalTensor& any_grad_weights, const Tensor& any_query,
+    const Tensor& any_key, const Tensor& any_value, double scale, const OptionalTensor& any_row_weight,
+    const OptionalTensor& any_rows, const OptionalTensor& any_key_mask, const Tensor& any_weights,
+    const Tensor& any_row_max, const Tensor& any_row_sum, const OptionalTensor& any_exponentials, bool wants_query,
+    bool wants_key, bool wants_value, bool wants_weight) {
+  const Tensor query = with_contiguous_rows(any_query), key = with_contiguous_rows(any_key);
+  const Tensor value = with_contiguous_rows(any_value);
+  const OptionalTensor row_weight = as_fp32(any_row_weight), rows = made_contiguous(any_rows);
+  const OptionalTensor key_mask = made_contiguous(any_key_mask);
+  const Tensor weights = made_contiguous(any_weights), row_max = made_contiguous(any_row_max);
+  const Tensor row_sum = made_contiguous(any_row_sum);
+  const OptionalTensor grad_weights = made_contiguous(any_grad_weights);
+  const OptionalTensor exponentials = made_contiguous(any_exponentials);
+  OptionalTensor grad_out;
+  if (any_grad_out) grad_out = with_contiguous_rows(*any_grad_out);
   Backward b{problem(query, key, value, scale, row_weight, rows, key_mask)};
   const auto f32 = ScalarType::Float;
   if (grad_out) {
@@ -100,11 +126,20 @@ void backward(const OptionalTensor& grad_out, const OptionalTensor& grad_weights
   b.row_sum = contiguous_data<const float>("row_sum", row_sum, f32, {b.batch, b.heads, b.computed});
   b.exponentials =
       contiguous_data<const float>("exponentials", exponentials, f32, {b.batch, b.heads, b.computed, b.length});
-  b.d_query = output_data<float>("d_query", d_query, f32, {b.batch, b.heads, b.length, b.query.width});
-  b.d_key = output_data<float>("d_key", d_key, f32, {b.batch, b.heads, b.length, b.query.width});
-  b.d_value = output_data<float>("d_value", d_value, f32, {b.batch, b.heads, b.length, b.value.width});
-  b.d_weight = contiguous_data<float>("d_weight", d_weight, f32, {b.batch, b.heads, b.length});
+  const auto gradient = [&](bool wanted, std::initializer_list<int64_t> shape, bool of_rows, float*& data) {
+    OptionalTensor result;
+    if (!wanted) return result;
+    result = new_tensor(query, f32, shape);
+    data = data_of<float>(*result);
+    if (of_rows && rows) torch::stable::zero_(*result);  // the kernel adds up the rows that it is given
+    return result;
+  };
+  const OptionalTensor d_query = gradient(wants_query, {b.batch, b.heads, b.length, b.query.width}, true, b.d_query);
+  const OptionalTensor d_key = gradient(wants_key, {b.batch, b.heads, b.length, b.query.width}, false, b.d_key);
+  const OptionalTensor d_value = gradient(wants_value, {b.batch, b.heads, b.length, b.value.width}, true, b.d_value);
+  const OptionalTensor d_weight = gradient(wants_weight, {b.batch, b.heads, b.length}, true, b.d_weight);
   if (b.batch * b.heads * b.length > 0) run(b);
+  return {d_query, d_key, d_value, d_weight};
 }
 
 }  // namespace

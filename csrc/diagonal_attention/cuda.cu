@@ -77,13 +77,21 @@ Slots slots_of(const OptionalTensor& first, const OptionalTensor& order, const S
 
 int chunks_of(const Tensor& x) { return static_cast<int>((x.size(3) + CHUNK - 1) / CHUNK); }
 
-void forward(const Tensor& query, const Tensor& key, const Tensor& value, double scale,
-             const OptionalTensor& row_weight, const OptionalTensor& rows, const OptionalTensor& key_mask,
-             const Tensor& out, const Tensor& weights, const Tensor& row_max, const Tensor& row_sum,
-             const OptionalTensor& exponentials) {
-  STD_TORCH_CHECK(!exponentials, "exponentials are kept on a CPU alone");
+std::tuple<Tensor, Tensor, Tensor, Tensor, OptionalTensor> forward(
+    const Tensor& query, const Tensor& key, const Tensor& any_value, double scale, const OptionalTensor& row_weight,
+    const OptionalTensor& rows, const OptionalTensor& key_mask, bool keep) {
+  STD_TORCH_CHECK(!keep, "exponentials are kept on a CPU alone");
+  const Tensor value = with_contiguous_rows(any_value);
   const Shape shape = shape_of(query, scale, rows, key_mask);
-  if (int64_t{shape.batch} * shape.heads * shape.computed == 0) return;
+  const auto f32 = ScalarType::Float;
+  const Tensor out =
+      new_tensor(query, query.scalar_type(), {shape.batch, shape.heads, shape.computed, value.size(3)});
+  const Tensor weights = new_tensor(query, f32, {shape.batch, shape.heads, shape.computed});
+  const Tensor row_max = new_tensor(query, f32, {shape.batch, shape.heads, shape.computed});
+  const Tensor row_sum = new_tensor(query, f32, {shape.batch, shape.heads, shape.computed});
+  const std::tuple<Tensor, Tensor, Tensor, Tensor, OptionalTensor> results{out, weights, row_max, row_sum,
+                                                                           std::nullopt};
+  if (int64_t{shape.batch} * shape.heads * shape.computed == 0) return results;
   const cuda::Device device(query);
   of_dtype(query, [&](auto zero) {
     using T = decltype(zero);
@@ -93,16 +101,14 @@ void forward(const Tensor& query, const Tensor& key, const Tensor& value, double
     p.value = rows_of<T>("value", value, query, shape.length);
     p.key_map = map_of<T>(key, FORWARD_KEYS);
     set_weight(p, row_weight);
-    p.out = contiguous_data<T>("out", out, query.scalar_type(),
-                               {shape.batch, shape.heads, shape.computed, value.size(3)});
-    p.weights = statistics("weights", weights, shape, shape.computed);
-    p.row_max = statistics("row_max", row_max, shape, shape.computed);
-    p.row_sum = statistics("row_sum", row_sum, shape, shape.computed);
+    p.out = data_of<T>(out);
+    p.weights = data_of<float>(weights), p.row_max = data_of<float>(row_max), p.row_sum = data_of<float>(row_sum);
     p.chunks = chunks_of(query);
     p.blocks = (shape.computed + FORWARD_ROWS - 1) / FORWARD_ROWS;
     const dim3 grid(static_cast<unsigned>(shape.batch * shape.heads * p.blocks));
     device.launch(forward_kernel<T>, grid, dim3(FORWARD_THREADS), forward_shared_bytes(p.chunks), p);
   });
+  return results;
 }
 
 void row_gradients(const OptionalTensor& grad_out, const OptionalTensor& grad_weights, const Tensor& value,

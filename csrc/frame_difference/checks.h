@@ -6,29 +6,30 @@
 
 namespace micron::frame_difference {
 
-// `x` (B, T, C, H, W) as planes of contiguous rows.
+// `x` (B, C, H, W) or (B, T, C, H, W) as planes of contiguous rows.
 inline Images images(const char* name, const Tensor& x, bool channels_last) {
-  const int64_t channels = x.size(2), width = x.size(4);
+  const int64_t c = x.dim() - 3, channels = x.size(c), width = x.size(c + 2);
   if (channels_last) {
-    STD_TORCH_CHECK((channels == 1 || x.stride(2) == 1) && (width == 1 || x.stride(4) == channels), name,
+    STD_TORCH_CHECK((channels == 1 || x.stride(c) == 1) && (width == 1 || x.stride(c + 2) == channels), name,
                     ": rows of pixels must be contiguous");
   } else {
     check_unit_stride(name, x);
   }
-  return {x.data_ptr(), x.stride(0), x.stride(1), channels_last ? 0 : x.stride(2), x.stride(3)};
+  return {x.data_ptr(), x.stride(0), c == 2 ? x.stride(1) : 0, channels_last ? 0 : x.stride(c), x.stride(c + 1)};
 }
 
 inline Problem problem(const Tensor& frames, const Tensor& reference, int64_t patch_size, bool squared,
                        const Tensor& factors, bool channels_last) {
-  STD_TORCH_CHECK(frames.dim() == 5, "frames must be (B, T, C, H, W)");
-  const int64_t batch = frames.size(0), channels = frames.size(2), height = frames.size(3), width = frames.size(4);
-  check_shape("reference", reference, {batch, 1, channels, height, width});
+  STD_TORCH_CHECK(frames.dim() == 4 || frames.dim() == 5, "frames must be (B, C, H, W) or (B, T, C, H, W)");
+  const int64_t c = frames.dim() - 3, batch = frames.size(0);
+  const int64_t channels = frames.size(c), height = frames.size(c + 1), width = frames.size(c + 2);
+  check_shape("reference", reference, {batch, channels, height, width});
   STD_TORCH_CHECK(reference.scalar_type() == frames.scalar_type(), "reference has the wrong dtype");
   STD_TORCH_CHECK(patch_size > 0 && height % patch_size == 0 && width % patch_size == 0, "patch_size must divide");
   Problem p;
   p.dtype = dtype_of("frames", frames);
   p.squared = squared;
-  p.batch = batch, p.time = frames.size(1), p.height = height, p.patch_height = patch_size;
+  p.batch = batch, p.time = c == 2 ? frames.size(1) : 1, p.height = height, p.patch_height = patch_size;
   p.planes = channels_last ? 1 : channels;
   p.channels = channels_last ? channels : 1;
   p.columns = width * p.channels, p.patch_columns = patch_size * p.channels;
@@ -38,11 +39,27 @@ inline Problem problem(const Tensor& frames, const Tensor& reference, int64_t pa
   return p;
 }
 
-inline Forward forward_arguments(const Tensor& frames, const Tensor& reference, int64_t patch_size, bool squared,
-                                 const Tensor& factors, bool channels_last, const Tensor& out) {
-  Forward f{problem(frames, reference, patch_size, squared, factors, channels_last)};
-  f.out = contiguous_data<float>("out", out, ScalarType::Float, {f.batch, f.time, f.strips() * f.patches_across()});
-  return f;
+// (B, N) or (B, T, N).
+inline Tensor new_result(const Tensor& frames, const Problem& p) {
+  const int64_t patches = p.strips() * p.patches_across();
+  return frames.dim() == 4 ? new_tensor(frames, ScalarType::Float, {p.batch, patches})
+                           : new_tensor(frames, ScalarType::Float, {p.batch, p.time, patches});
+}
+
+// A gradient of `x`, of which a pixel's channels lie side by side if `channels_last`.
+inline Tensor new_gradient(const Tensor& x, bool channels_last) {
+  const int64_t c = x.dim() - 3, channels = x.size(c), height = x.size(c + 1), width = x.size(c + 2);
+  const int64_t row = channels * width, image = height * row, batch = x.size(0);
+  const ScalarType dtype = x.scalar_type();
+  if (c == 1) {
+    const Tensor planar = new_tensor(x, dtype, {batch, channels, height, width});
+    if (!channels_last) return planar;
+    return with_strides(planar, {batch, channels, height, width}, {image, 1, row, channels});
+  }
+  const int64_t time = x.size(1);
+  const Tensor planar = new_tensor(x, dtype, {batch, time, channels, height, width});
+  if (!channels_last) return planar;
+  return with_strides(planar, {batch, time, channels, height, width}, {time * image, image, 1, row, channels});
 }
 
 inline Backward backward_arguments(const Tensor& grad, const Tensor& frames, const Tensor& reference,
@@ -50,14 +67,10 @@ inline Backward backward_arguments(const Tensor& grad, const Tensor& frames, con
                                    const Tensor& d_frames, const Tensor& d_reference) {
   Backward b{problem(frames, reference, patch_size, squared, factors, channels_last)};
   STD_TORCH_CHECK(b.dtype != Dtype::uint8, "uint8 frames have no gradient");
-  b.grad = contiguous_data<const float>("grad", grad, ScalarType::Float,
-                                        {b.batch, b.time, b.strips() * b.patches_across()});
-  for (const Tensor* x : {&d_frames, &d_reference}) {
-    STD_TORCH_CHECK(x->scalar_type() == frames.scalar_type(), "a gradient has the wrong dtype");
-  }
-  const int64_t channels = frames.size(2), width = frames.size(4);
-  check_shape("d_frames", d_frames, {b.batch, b.time, channels, b.height, width});
-  check_shape("d_reference", d_reference, {b.batch, 1, channels, b.height, width});
+  const int64_t patches = b.strips() * b.patches_across();
+  b.grad = frames.dim() == 4
+               ? contiguous_data<const float>("grad", grad, ScalarType::Float, {b.batch, patches})
+               : contiguous_data<const float>("grad", grad, ScalarType::Float, {b.batch, b.time, patches});
   b.d_frames = images("d_frames", d_frames, channels_last);
   b.d_reference = images("d_reference", d_reference, channels_last);
   return b;

@@ -7,17 +7,22 @@ namespace {
 void run(const Forward& arguments) { MICRON_DISPATCH(forward, arguments); }
 void run(const Backward& arguments) { MICRON_DISPATCH(backward, arguments); }
 
-void forward(const Tensor& frames, const Tensor& reference, int64_t patch_size, bool squared, const Tensor& factors,
-             bool channels_last, const Tensor& out) {
-  const Forward f = forward_arguments(frames, reference, patch_size, squared, factors, channels_last, out);
+Tensor forward(const Tensor& frames, const Tensor& reference, int64_t patch_size, bool squared, const Tensor& factors,
+               bool channels_last) {
+  Forward f{problem(frames, reference, patch_size, squared, factors, channels_last)};
+  const Tensor out = new_result(frames, f);
+  f.out = data_of<float>(out);
   if (f.batch * f.time * f.height * f.columns > 0) run(f);
+  return out;
 }
 
-void backward(const Tensor& grad, const Tensor& frames, const Tensor& reference, int64_t patch_size, bool squared,
-              const Tensor& factors, bool channels_last, const Tensor& d_frames, const Tensor& d_reference) {
+std::tuple<Tensor, Tensor> backward(const Tensor& grad, const Tensor& frames, const Tensor& reference,
+                                    int64_t patch_size, bool squared, const Tensor& factors, bool channels_last) {
+  const Tensor d_frames = new_gradient(frames, channels_last), d_reference = new_gradient(reference, channels_last);
   const Backward b = backward_arguments(grad, frames, reference, patch_size, squared, factors, channels_last,
                                         d_frames, d_reference);
   if (b.batch * b.height * b.columns > 0) run(b);  // without frames, the gradient of the reference is still 0
+  return {d_frames, d_reference};
 }
 
 }  // namespace

@@ -216,8 +216,9 @@ __global__ void __launch_bounds__(BLOCK_THREADS, 2)
 // Rows of `x` can be moved V elements at a time.
 bool fits(const Problem& p, const Tensor& x, int vector) {
   const int64_t bytes = vector * static_cast<int64_t>(x.element_size());
-  return p.columns % vector == 0 &&
-         (p.channels == 1 ? is_aligned(x, {0, 1, 2, 3}, bytes) : is_aligned(x, {0, 1, 3}, bytes));
+  const int c = static_cast<int>(x.dim()) - 3;
+  return p.columns % vector == 0 && is_aligned(x, {0, c - 1, c + 1}, bytes) &&
+         (p.channels > 1 || is_aligned(x, {c}, bytes));
 }
 
 template <class T>
@@ -260,10 +261,12 @@ void launch_backward(const Device& device, const Backward& p) {
                 tiles.across, tiles.down);
 }
 
-void forward(const Tensor& frames, const Tensor& reference, int64_t patch_size, bool squared, const Tensor& factors,
-             bool channels_last, const Tensor& out) {
-  const Forward f = forward_arguments(frames, reference, patch_size, squared, factors, channels_last, out);
-  if (f.batch * f.time * f.height * f.columns == 0) return;
+Tensor forward(const Tensor& frames, const Tensor& reference, int64_t patch_size, bool squared, const Tensor& factors,
+               bool channels_last) {
+  Forward f{problem(frames, reference, patch_size, squared, factors, channels_last)};
+  const Tensor out = new_result(frames, f);
+  f.out = data_of<float>(out);
+  if (f.batch * f.time * f.height * f.columns == 0) return out;
   check_size(f);
   const Device device(frames);
   with_image(f.dtype, [&](auto element) {
@@ -273,13 +276,16 @@ void forward(const Tensor& frames, const Tensor& reference, int64_t patch_size, 
     if (squared) return fast ? launch_forward<true, T, V>(device, f) : launch_forward<true, T, 1>(device, f);
     return fast ? launch_forward<false, T, V>(device, f) : launch_forward<false, T, 1>(device, f);
   });
+  return out;
 }
 
-void backward(const Tensor& grad, const Tensor& frames, const Tensor& reference, int64_t patch_size, bool squared,
-              const Tensor& factors, bool channels_last, const Tensor& d_frames, const Tensor& d_reference) {
+std::tuple<Tensor, Tensor> backward(const Tensor& grad, const Tensor& frames, const Tensor& reference,
+                                    int64_t patch_size, bool squared, const Tensor& factors, bool channels_last) {
+  const Tensor d_frames = new_gradient(frames, channels_last), d_reference = new_gradient(reference, channels_last);
   const Backward b = backward_arguments(grad, frames, reference, patch_size, squared, factors, channels_last,
                                         d_frames, d_reference);
-  if (b.batch * b.height * b.columns == 0) return;  // without frames, the gradient of the reference is still 0
+  const std::tuple<Tensor, Tensor> results{d_frames, d_reference};
+  if (b.batch * b.height * b.columns == 0) return results;  // without frames, the gradient of the reference is still 0
   check_size(b);
   const Device device(frames);
   with_floating(b.dtype, [&](auto element) {
@@ -289,6 +295,7 @@ void backward(const Tensor& grad, const Tensor& frames, const Tensor& reference,
     if (squared) return fast ? launch_backward<true, T, V>(device, b) : launch_backward<true, T, 1>(device, b);
     return fast ? launch_backward<false, T, V>(device, b) : launch_backward<false, T, 1>(device, b);
   });
+  return results;
 }
 
 }  // namespace

@@ -19,32 +19,48 @@ void check_indices(const Gather& p) {
   }
 }
 
-void topk(const Tensor& scores, int64_t k, const OptionalTensor& mask, const Tensor& indices) {
+void find(const Tensor& scores, int64_t k, const OptionalTensor& mask, const Tensor& indices) {
   const TopK p = topk_arguments(scores, k, mask, indices);
   if (p.batch * p.length > 0) run(p);
 }
 
-void gather(const Tensor& tokens, const OptionalTensor& scores, const Tensor& indices, bool in_place,
-            const Tensor& out) {
-  Gather p = gather_arguments(tokens, scores, indices, in_place, out);
-  check_indices(p);
-  p.out = output_data<void>("out", out, tokens.scalar_type(), {p.batch, in_place ? p.length : p.k, p.width});
-  if (p.batch * p.width > 0) run(p);
+std::tuple<Tensor, Tensor> topk_mask(const Tensor& scores, int64_t k) {
+  const Tensor indices = new_indices(scores, k);
+  const Tensor mask = new_tensor(scores, ScalarType::Bool, {scores.size(0), scores.size(1)});
+  find(scores, k, mask, indices);
+  return {mask, indices};
 }
 
-void backward(const Tensor& grad, const OptionalTensor& tokens, const OptionalTensor& scores, const Tensor& indices,
-              bool in_place, const Tensor& d_tokens, const OptionalTensor& d_scores) {
-  GatherBackward p = backward_arguments(grad, tokens, scores, indices, in_place, d_tokens, d_scores);
+std::tuple<Tensor, Tensor> keep(const Tensor& any_tokens, const Tensor& scores, int64_t k, bool weighted,
+                                bool in_place) {
+  const Tensor indices = new_indices(scores, k), tokens = with_contiguous_rows(any_tokens);
+  Gather p = gather_arguments(tokens, scores, indices, weighted, in_place);
+  const Tensor out = new_kept(p, tokens);
+  p.out = data_of<void>(out);
+  find(scores, k, std::nullopt, indices);
+  if (p.batch * p.width > 0) run(p);
+  return {out, indices};
+}
+
+std::tuple<Tensor, OptionalTensor> backward(const Tensor& any_grad, const Tensor& any_tokens, const Tensor& scores,
+                                            const Tensor& indices, bool weighted, bool in_place) {
+  const Tensor grad = with_contiguous_rows(any_grad);
+  const Tensor tokens = weighted ? with_contiguous_rows(any_tokens) : any_tokens;
+  GatherBackward p = backward_arguments(grad, tokens, scores, indices, weighted, in_place);
   check_indices(p);
-  p.d_tokens = output_data<void>("d_tokens", d_tokens, grad.scalar_type(), {p.batch, p.length, p.width});
+  const Tensor d_tokens = new_tensor(grad, grad.scalar_type(), {p.batch, p.length, p.width});
+  OptionalTensor d_scores;
+  if (weighted) d_scores = new_tensor(grad, ScalarType::Float, {p.batch, p.length});
+  p.d_tokens = data_of<void>(d_tokens), p.d_scores = weighted ? data_of<float>(*d_scores) : nullptr;
   if (p.batch * p.length > 0) run(p);
+  return {d_tokens, d_scores};
 }
 
 }  // namespace
 }  // namespace micron::poi_topk
 
 STABLE_TORCH_LIBRARY_IMPL(micron_native, CPU, m) {
-  m.impl("topk", TORCH_BOX(&micron::poi_topk::topk));
-  m.impl("gather_tokens", TORCH_BOX(&micron::poi_topk::gather));
-  m.impl("gather_tokens_backward", TORCH_BOX(&micron::poi_topk::backward));
+  m.impl("topk_mask", TORCH_BOX(&micron::poi_topk::topk_mask));
+  m.impl("keep_tokens", TORCH_BOX(&micron::poi_topk::keep));
+  m.impl("keep_tokens_backward", TORCH_BOX(&micron::poi_topk::backward));
 }

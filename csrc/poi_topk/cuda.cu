@@ -241,7 +241,7 @@ Move move_of(const Gather& p) {
   return m;
 }
 
-void topk(const Tensor& scores, int64_t k, const OptionalTensor& mask, const Tensor& indices) {
+void find(const Tensor& scores, int64_t k, const OptionalTensor& mask, const Tensor& indices) {
   const TopK p = topk_arguments(scores, k, mask, indices);
   if (p.batch * p.length == 0) return;
   const Device device(scores);
@@ -252,30 +252,48 @@ void topk(const Tensor& scores, int64_t k, const OptionalTensor& mask, const Ten
                 keys_are_kept);
 }
 
-void gather(const Tensor& tokens, const OptionalTensor& scores, const Tensor& indices, bool in_place,
-            const Tensor& out) {
-  const Gather p = gather_arguments(tokens, scores, indices, in_place, out);
+std::tuple<Tensor, Tensor> topk_mask(const Tensor& scores, int64_t k) {
+  const Tensor indices = new_indices(scores, k);
+  const Tensor mask = new_tensor(scores, ScalarType::Bool, {scores.size(0), scores.size(1)});
+  find(scores, k, mask, indices);
+  return {mask, indices};
+}
+
+std::tuple<Tensor, Tensor> keep(const Tensor& any_tokens, const Tensor& scores, int64_t k, bool weighted,
+                                bool in_place) {
+  const Tensor indices = new_indices(scores, k), tokens = with_contiguous_rows(any_tokens);
+  const Gather p = gather_arguments(tokens, scores, indices, weighted, in_place);
+  const Tensor out = new_kept(p, tokens);
+  find(scores, k, std::nullopt, indices);
   Move m = move_of(p);
   m.from = p.tokens, m.stride_b = p.stride_b, m.stride_n = p.stride_n, m.from_all = true;
   m.to = out.data_ptr(), m.to_all = in_place;
   launch(m, p.dtype, tokens, out, std::nullopt);
+  return {out, indices};
 }
 
-void backward(const Tensor& grad, const OptionalTensor& tokens, const OptionalTensor& scores, const Tensor& indices,
-              bool in_place, const Tensor& d_tokens, const OptionalTensor& d_scores) {
-  const GatherBackward p = backward_arguments(grad, tokens, scores, indices, in_place, d_tokens, d_scores);
+std::tuple<Tensor, OptionalTensor> backward(const Tensor& any_grad, const Tensor& any_tokens, const Tensor& scores,
+                                            const Tensor& indices, bool weighted, bool in_place) {
+  const Tensor grad = with_contiguous_rows(any_grad);
+  const Tensor tokens = weighted ? with_contiguous_rows(any_tokens) : any_tokens;
+  const GatherBackward p = backward_arguments(grad, tokens, scores, indices, weighted, in_place);
+  const Tensor d_tokens = new_tensor(grad, grad.scalar_type(), {p.batch, p.length, p.width});
+  OptionalTensor d_scores;
+  if (weighted) d_scores = new_tensor(grad, ScalarType::Float, {p.batch, p.length});
   Move m = move_of(p);
   m.from = p.grad, m.stride_b = p.grad_stride_b, m.stride_n = p.grad_stride_n, m.from_all = in_place;
   m.to = d_tokens.data_ptr(), m.to_all = true;
-  m.tokens = p.tokens, m.tokens_stride_b = p.stride_b, m.tokens_stride_n = p.stride_n, m.d_scores = p.d_scores;
-  launch(m, p.dtype, grad, d_tokens, tokens);
+  m.tokens = p.tokens, m.tokens_stride_b = p.stride_b, m.tokens_stride_n = p.stride_n;
+  m.d_scores = weighted ? data_of<float>(*d_scores) : nullptr;
+  launch(m, p.dtype, grad, d_tokens, weighted ? OptionalTensor(tokens) : std::nullopt);
+  return {d_tokens, d_scores};
 }
 
 }  // namespace
 }  // namespace micron::poi_topk
 
 MICRON_CUDA_OPERATORS(m) {
-  m.impl("topk", TORCH_BOX(&micron::poi_topk::topk));
-  m.impl("gather_tokens", TORCH_BOX(&micron::poi_topk::gather));
-  m.impl("gather_tokens_backward", TORCH_BOX(&micron::poi_topk::backward));
+  m.impl("topk_mask", TORCH_BOX(&micron::poi_topk::topk_mask));
+  m.impl("keep_tokens", TORCH_BOX(&micron::poi_topk::keep));
+  m.impl("keep_tokens_backward", TORCH_BOX(&micron::poi_topk::backward));
 }

@@ -10,7 +10,6 @@ inline Image image(const Tensor& x) { return {x.data_ptr(), x.stride(0), x.strid
 
 inline Problem problem(const Tensor& like, const Tensor& swap, int64_t patch_size, const Tensor& factor,
                        const OptionalTensor& shift) {
-  STD_TORCH_CHECK(like.dim() == 4, "an image must be (B, C, H, W)");
   Problem p;
   p.batch = like.size(0), p.channels = like.size(1), p.height = like.size(2), p.width = like.size(3);
   STD_TORCH_CHECK(patch_size > 0 && p.height % patch_size == 0 && p.width % patch_size == 0, "patch_size must divide");
@@ -29,26 +28,29 @@ inline Dtype floating(const char* name, const Tensor& x) {
   return dtype;
 }
 
-// All but the memory of the results.
+// Contiguous, to be filled.
+inline Tensor new_image(const Tensor& like, ScalarType dtype) {
+  STD_TORCH_CHECK(like.dim() == 4, "an image must be (B, C, H, W)");
+  return new_tensor(like, dtype, {like.size(0), like.size(1), like.size(2), like.size(3)});
+}
+
 inline Forward forward_arguments(const Tensor& frame, const Tensor& other, const Tensor& swap, int64_t patch_size,
                                  const Tensor& factor, const Tensor& shift, const Tensor& out) {
   Forward f{problem(frame, swap, patch_size, factor, shift)};
   check_shape("other", other, {f.batch, f.channels, f.height, f.width});
   STD_TORCH_CHECK(other.scalar_type() == frame.scalar_type(), "other has the wrong dtype");
-  f.from = dtype_of("frame", frame), f.to = floating("out", out);
+  f.from = dtype_of("frame", frame), f.to = floating("the result", out);
   f.frame = image(frame), f.other = image(other);
-  contiguous_data<void>("out", out, out.scalar_type(), {f.batch, f.channels, f.height, f.width});
+  f.out = out.data_ptr();
   return f;
 }
 
 inline Backward backward_arguments(const Tensor& grad, const Tensor& swap, int64_t patch_size, const Tensor& factor,
                                    const Tensor& d_frame, const Tensor& d_other) {
   Backward b{problem(grad, swap, patch_size, factor, std::nullopt)};
-  b.from = floating("grad", grad), b.to = floating("d_frame", d_frame);
+  b.from = floating("grad", grad), b.to = floating("a gradient", d_frame);
   b.grad = image(grad);
-  for (const Tensor* x : {&d_frame, &d_other}) {
-    contiguous_data<void>("a gradient", *x, d_frame.scalar_type(), {b.batch, b.channels, b.height, b.width});
-  }
+  b.d_frame = d_frame.data_ptr(), b.d_other = d_other.data_ptr();
   return b;
 }
 

@@ -7,20 +7,20 @@ namespace {
 void run(const Forward& arguments) { MICRON_DISPATCH(forward, arguments); }
 void run(const Backward& arguments) { MICRON_DISPATCH(backward, arguments); }
 
-void forward(const Tensor& frame, const Tensor& other, const Tensor& swap, int64_t patch_size, const Tensor& factor,
-             const Tensor& shift, const Tensor& out) {
-  Forward f = forward_arguments(frame, other, swap, patch_size, factor, shift, out);
-  f.out = output_data<void>("out", out, out.scalar_type(), {f.batch, f.channels, f.height, f.width});
+Tensor forward(const Tensor& frame, const Tensor& other, const Tensor& swap, int64_t patch_size, const Tensor& factor,
+               const Tensor& shift, ScalarType dtype) {
+  const Tensor out = new_image(frame, dtype);
+  const Forward f = forward_arguments(frame, other, swap, patch_size, factor, shift, out);
   if (!empty(f)) run(f);
+  return out;
 }
 
-void backward(const Tensor& grad, const Tensor& swap, int64_t patch_size, const Tensor& factor, const Tensor& d_frame,
-              const Tensor& d_other) {
-  Backward b = backward_arguments(grad, swap, patch_size, factor, d_frame, d_other);
-  const auto dtype = d_frame.scalar_type();
-  b.d_frame = output_data<void>("d_frame", d_frame, dtype, {b.batch, b.channels, b.height, b.width});
-  b.d_other = output_data<void>("d_other", d_other, dtype, {b.batch, b.channels, b.height, b.width});
+std::tuple<Tensor, Tensor> backward(const Tensor& grad, const Tensor& swap, int64_t patch_size, const Tensor& factor,
+                                    ScalarType dtype) {
+  const Tensor d_frame = new_image(grad, dtype), d_other = new_image(grad, dtype);
+  const Backward b = backward_arguments(grad, swap, patch_size, factor, d_frame, d_other);
   if (!empty(b)) run(b);
+  return {d_frame, d_other};
 }
 
 }  // namespace

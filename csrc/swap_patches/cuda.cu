@@ -109,11 +109,11 @@ void launch(const Device& device, void (*kernel)(P, int, int), const P& p, int v
   device.launch(kernel, dim3(grid), tiles.block, 0, p, tiles.across, tiles.down);
 }
 
-void forward(const Tensor& frame, const Tensor& other, const Tensor& swap, int64_t patch_size, const Tensor& factor,
-             const Tensor& shift, const Tensor& out) {
-  Forward f = forward_arguments(frame, other, swap, patch_size, factor, shift, out);
-  f.out = out.data_ptr();
-  if (empty(f)) return;
+Tensor forward(const Tensor& frame, const Tensor& other, const Tensor& swap, int64_t patch_size, const Tensor& factor,
+               const Tensor& shift, ScalarType dtype) {
+  const Tensor out = new_image(frame, dtype);
+  const Forward f = forward_arguments(frame, other, swap, patch_size, factor, shift, out);
+  if (empty(f)) return out;
   const Device device(frame);
   with_image(f.from, [&](auto from) {
     with_floating(f.to, [&](auto to) {
@@ -124,13 +124,15 @@ void forward(const Tensor& frame, const Tensor& other, const Tensor& swap, int64
       launch(device, fast ? forward_kernel<From, To, V> : forward_kernel<From, To, 1>, f, fast ? V : 1);
     });
   });
+  return out;
 }
 
-void backward(const Tensor& grad, const Tensor& swap, int64_t patch_size, const Tensor& factor, const Tensor& d_frame,
-              const Tensor& d_other) {
-  Backward b = backward_arguments(grad, swap, patch_size, factor, d_frame, d_other);
-  b.d_frame = d_frame.data_ptr(), b.d_other = d_other.data_ptr();
-  if (empty(b)) return;
+std::tuple<Tensor, Tensor> backward(const Tensor& grad, const Tensor& swap, int64_t patch_size, const Tensor& factor,
+                                    ScalarType dtype) {
+  const Tensor d_frame = new_image(grad, dtype), d_other = new_image(grad, dtype);
+  const Backward b = backward_arguments(grad, swap, patch_size, factor, d_frame, d_other);
+  const std::tuple<Tensor, Tensor> results{d_frame, d_other};
+  if (empty(b)) return results;
   const Device device(grad);
   with_floating(b.from, [&](auto from) {
     with_floating(b.to, [&](auto to) {
@@ -141,6 +143,7 @@ void backward(const Tensor& grad, const Tensor& swap, int64_t patch_size, const 
       launch(device, fast ? backward_kernel<From, To, V> : backward_kernel<From, To, 1>, b, fast ? V : 1);
     });
   });
+  return results;
 }
 
 }  // namespace

@@ -68,16 +68,17 @@ def diagonal_attention(
     Source: diagonal micro-attention of Nguyen et al., Micron-BERT, CVPR 2023, section 3.2; the closed form of
     its gradient is derived in ``reference.py``.
     """
-    alike = _check.alike(query, key, value)
-    _check.tensor("query", query, dims=(4,), layout="(B, H, N, E)", dtypes=_check.FLOATING)
-    batch, heads, length, width = shape = query.shape
-    if not (alike and key.shape == shape and value.shape == shape):
+    alike = _check.alike(query, key, value) and query.dtype in _check.FLOATING
+    if not alike or len(shape := query.shape) != 4 or shape != key.shape or shape != value.shape:
+        _check.tensor("query", query, dims=(4,), layout="(B, H, N, E)", dtypes=_check.FLOATING)
+        batch, heads, length, _ = shape = query.shape
         _check.tensor("key", key, dims=(4,), layout="(B, H, N, E)", dtypes=_check.FLOATING)
         _check.tensor("value", value, dims=(4,), layout="(B, H, N, Ev)", dtypes=_check.FLOATING)
         _check.shape("key", key, shape, "the shape of query")
         _check.shape("value", value, (batch, heads, length, value.shape[3]), "(B, H, N) as query")
         for name, tensor in (("key", key), ("value", value)):
             _check.same_device(name, tensor, "query", query)
+    batch, heads, length, width = shape
     if scale is None:
         scale = 1.0 / math.sqrt(max(width, 1))
     else:

@@ -6,8 +6,6 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from .._implementation import accumulate_dtype
-
 
 class Inputs(NamedTuple):
     """The inputs of a call."""
@@ -64,9 +62,11 @@ def keeps_exponentials(query: Tensor, rows: Tensor | None, impl: str | None) -> 
     """Whether the forward keeps the exponentials of the scores for the backward, if a gradient is wanted.
 
     It does on a CPU where they take no more bytes than query and key hold, so that memory stays O(N·E): for all
-    rows, where N ≤ 2·E, or N ≤ E for the halves, whose exponentials are fp32.
+    rows, where N ≤ 2·E, or N ≤ E for the halves, whose exponentials are fp32. Of one key there is nothing to keep.
     """
-    if query.device.type != "cpu" or impl not in KEEPING:
+    if not query.is_cpu or impl not in KEEPING:
         return False
-    computed = query.shape[2] if rows is None else rows.shape[1]
-    return computed * accumulate_dtype(query.dtype).itemsize <= 2 * query.shape[3] * query.element_size()
+    _, _, length, width = query.shape
+    computed = length if rows is None else rows.shape[1]
+    size = query.element_size()
+    return length > 1 and computed * max(size, 4) <= 2 * width * size  # they are fp32 at least

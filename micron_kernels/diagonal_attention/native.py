@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from .. import _extension
-from .._extension import operators, with_contiguous_rows
+from .._extension import operators
 from . import native_cuda as on_cuda
 from .arguments import Gradients, Inputs, Saved, Wanted
-from .rows import weight_per_head
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -26,65 +25,30 @@ def why_not(device: torch.device, *dtypes: torch.dtype, width: int = 0, value_wi
     return _extension.why_not(device, architectures=("9.0a",))
 
 
-def _contiguous(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.contiguous()
-
-
 def forward(inputs: Inputs, keep: bool) -> tuple[Tensor, Saved]:
     """(out (B, H, K, Ev), what the backward needs)."""
-    query, key, value, scale, row_weight, rows, key_mask = inputs
-    if query.is_cuda:
+    if inputs.query.is_cuda:
         return on_cuda.forward(inputs, keep)
-    batch, heads, computed = *query.shape[:2], inputs.computed
-    statistics = (batch, heads, computed)
-    out = value.new_empty((*statistics, value.shape[3]))
-    weights, row_max, row_sum = (query.new_empty(statistics, dtype=torch.float32) for _ in range(3))
-    exponentials = query.new_empty((*statistics, query.shape[2]), dtype=torch.float32) if keep else None
-    operators().diagonal_attention(
-        with_contiguous_rows(query),
-        with_contiguous_rows(key),
-        with_contiguous_rows(value),
-        scale,
-        weight_per_head(row_weight, heads),
-        _contiguous(rows),
-        _contiguous(key_mask),
-        out,
-        weights,
-        row_max,
-        row_sum,
-        exponentials,
-    )
-    return out, Saved(weights, row_max, row_sum, exponentials)
+    out, *saved = operators.diagonal_attention(*inputs, keep)
+    return out, Saved(*saved)
 
 
 def backward(
     grad_out: Tensor | None, grad_weights: Tensor | None, inputs: Inputs, saved: Saved, wanted: Wanted
 ) -> Gradients:
     """(dQ, dK, dV, dw), each of the shape and dtype of its input, or None where it is not wanted."""
-    query, key, value, scale, row_weight, rows, key_mask = inputs
+    query, key, value, _, row_weight, *_ = inputs
     if query.is_cuda:
         return on_cuda.backward(grad_out, grad_weights, inputs, saved, wanted)
-    new = query.new_empty if rows is None else query.new_zeros  # the kernel adds up the rows it is given
-    weigh = wanted.row_weight and row_weight is not None
-    d_query = new(query.shape, dtype=torch.float32) if wanted.query else None
-    d_key = key.new_empty(key.shape, dtype=torch.float32) if wanted.key else None
-    d_value = new(value.shape, dtype=torch.float32) if wanted.value else None
-    d_weight = new(query.shape[:3], dtype=torch.float32) if weigh else None
-    operators().diagonal_attention_backward(
-        None if grad_out is None else with_contiguous_rows(grad_out),
-        _contiguous(grad_weights),
-        with_contiguous_rows(query),
-        with_contiguous_rows(key),
-        with_contiguous_rows(value),
-        scale,
-        weight_per_head(row_weight, query.shape[1]),
-        _contiguous(rows),
-        _contiguous(key_mask),
-        *(_contiguous(x) for x in saved),
-        d_query,
-        d_key,
-        d_value,
-        d_weight,
+    d_query, d_key, d_value, d_weight = operators.diagonal_attention_backward(
+        grad_out,
+        grad_weights,
+        *inputs,
+        *saved,
+        wanted.query,
+        wanted.key,
+        wanted.value,
+        wanted.row_weight and row_weight is not None,
     )
     if d_weight is not None and row_weight is not None:
         d_weight = (d_weight.sum(1) if row_weight.dim() == 2 else d_weight).to(row_weight.dtype)

@@ -34,26 +34,17 @@ def _contiguous(x: Tensor | None) -> Tensor | None:
 def forward(inputs: Inputs, keep: bool) -> tuple[Tensor, Saved]:
     """(out (B, H, K, Ev), what the backward needs); row_max in units of log 2. Nothing more is kept."""
     query, key, value, scale, row_weight, rows, key_mask = inputs
-    batch, heads, computed = *query.shape[:2], inputs.computed
-    out = value.new_empty((batch, heads, computed, value.shape[3]))
-    weights, row_max, row_sum = (
-        query.new_empty((batch, heads, computed), dtype=torch.float32) for _ in range(3)
-    )
-    operators().diagonal_attention(
+    out, *saved = operators.diagonal_attention(
         _aligned(query),
         _aligned(key),
-        with_contiguous_rows(value),
+        value,
         scale,
-        weight_per_head(row_weight, heads),
+        weight_per_head(row_weight, query.shape[1]),
         _contiguous(rows),
         _contiguous(key_mask),
-        out,
-        weights,
-        row_max,
-        row_sum,
-        None,
+        False,
     )
-    return out, Saved(weights, row_max, row_sum)
+    return out, Saved(*saved)
 
 
 def backward(
@@ -77,7 +68,7 @@ def backward(
     d_weight = None
     if wanted.row_weight and row_weight is not None:
         d_weight = query.new_empty((batch, heads, length), dtype=torch.float32)
-    operators().diagonal_attention_row_gradients(
+    operators.diagonal_attention_row_gradients(
         None if grad_out is None else with_contiguous_rows(grad_out),
         _contiguous(grad_weights),
         with_contiguous_rows(value),
@@ -97,13 +88,13 @@ def backward(
     d_query, d_key = None, None
     if wanted.query:  # rows that are not computed, or masked, are not written
         d_query = q.new_empty(q.shape) if rows is None and key_mask is None else q.new_zeros(q.shape)
-        operators().diagonal_attention_query_gradients(
+        operators.diagonal_attention_query_gradients(
             q, k, scale, rows, key_mask, row_max, first_slot, slot_order, position_f, position_c, d_query
         )
         d_query = d_query[..., :width].contiguous()
     if wanted.key:
         d_key = k.new_empty(k.shape)
-        operators().diagonal_attention_key_gradients(
+        operators.diagonal_attention_key_gradients(
             q, k, scale, rows, key_mask, row_max, slot_f, slot_c, d_key
         )
         d_key = d_key[..., :width].contiguous()

@@ -31,7 +31,7 @@ def _check_rows(rows: Tensor, length: int) -> None:
 def _forward(query, key, value, scale, row_weight, rows, key_mask, impl, keep):
     if rows is not None:
         _check_rows(rows, query.shape[2])
-    implementation = _choose(impl, query.device, (query.dtype,), query.shape[3], value.shape[3])
+    implementation = _choose(impl, query.device, query.dtype, query.shape[3], value.shape[3])
     inputs = Inputs(query, key, value, scale, row_weight, rows, key_mask)
     out, saved = implementation.forward(inputs, keep and keeps_exponentials(query, rows, impl))
     return out, *saved
@@ -69,7 +69,7 @@ def _backward(
         reference  # without the gradient of a score there is no product of matrices to be fast at
     )
     if which.query or which.key:
-        implementation = _choose(impl, query.device, (query.dtype,), query.shape[3], value.shape[3])
+        implementation = _choose(impl, query.device, query.dtype, query.shape[3], value.shape[3])
     return implementation.backward(grad_out, grad_weights, inputs, saved, which)
 
 

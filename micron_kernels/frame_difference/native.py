@@ -11,11 +11,6 @@ from .._extension import why_not as why_not
 DTYPES = (torch.uint8, torch.float32, torch.bfloat16, torch.float16)
 
 
-def _with_time(x: Tensor) -> Tensor:
-    """(B, C, H, W) as (B, 1, C, H, W)."""
-    return x.unsqueeze(1) if x.dim() == 4 else x
-
-
 def _is_channels_last(x: Tensor) -> bool:
     if x.is_contiguous():
         return False
@@ -24,10 +19,10 @@ def _is_channels_last(x: Tensor) -> bool:
 
 
 def _like(x: Tensor, channels_last: bool) -> Tensor:
-    """``x`` (B, T, C, H, W) with its pixels in that order in memory; a copy only where they are not."""
+    """``x`` with its pixels in that order in memory; a copy only where they are not."""
     if not channels_last:
         return with_contiguous_rows(x)
-    return x if _is_channels_last(x) else x.movedim(2, -1).contiguous().movedim(-1, 2)
+    return x if _is_channels_last(x) else x.movedim(-3, -1).contiguous().movedim(-1, -3)
 
 
 def _factors(frames: Tensor, channel_scale: Tensor | None, power: int) -> Tensor:
@@ -43,21 +38,15 @@ def forward(
     frames: Tensor, reference: Tensor, patch_size: int, norm: str, channel_scale: Tensor | None
 ) -> Tensor:
     """(B, N) or (B, T, N)."""
-    *batches, _, height, width = frames.shape
-    patches = (height // patch_size) * (width // patch_size)
-    out = frames.new_empty((*batches, patches), dtype=torch.float32)
-    factors = _factors(frames, channel_scale, 1 if norm == "l1" else 2)
     channels_last = _is_channels_last(frames)
-    operators().frame_difference(
-        _like(_with_time(frames), channels_last),
-        _like(reference.unsqueeze(1), channels_last),
+    return operators.frame_difference(
+        _like(frames, channels_last),
+        _like(reference, channels_last),
         patch_size,
         norm == "l2",
-        factors,
+        _factors(frames, channel_scale, 1 if norm == "l1" else 2),
         channels_last,
-        out if out.dim() == 3 else out.unsqueeze(1),
     )
-    return out
 
 
 def backward(
@@ -68,19 +57,13 @@ def backward(
     norm: str,
     channel_scale: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """(d_frames, d_reference), of the shapes and dtypes of frames and reference."""
-    d_frames = torch.empty(frames.shape, dtype=frames.dtype, device=frames.device)
-    d_reference = torch.empty(reference.shape, dtype=reference.dtype, device=reference.device)
-    grad = grad.contiguous()
-    operators().frame_difference_backward(
-        grad if grad.dim() == 3 else grad.unsqueeze(1),
-        with_contiguous_rows(_with_time(frames)),
-        with_contiguous_rows(reference.unsqueeze(1)),
+    """(d_frames, d_reference), of the shapes and dtypes of frames and reference, contiguous."""
+    return operators.frame_difference_backward(
+        grad.contiguous(),
+        with_contiguous_rows(frames),
+        with_contiguous_rows(reference),
         patch_size,
         norm == "l2",
         _factors(frames, channel_scale, 1 if norm == "l1" else 2),
         False,
-        _with_time(d_frames),
-        d_reference.unsqueeze(1),
     )
-    return d_frames, d_reference

@@ -16,7 +16,7 @@ _choose = Chooser("frame_difference", IMPLEMENTATIONS)
 
 
 def _forward(frames, reference, patch_size, norm, channel_scale, impl):
-    implementation = _choose(impl, frames.device, (frames.dtype,))
+    implementation = _choose(impl, frames.device, frames.dtype)
     return implementation.forward(frames, reference, patch_size, norm, channel_scale)
 
 
@@ -34,7 +34,7 @@ frame_difference = Operator(
 
 
 def _backward(grad, frames, reference, patch_size, norm, channel_scale, impl):
-    implementation = _choose(impl, frames.device, (frames.dtype,))
+    implementation = _choose(impl, frames.device, frames.dtype)
     return implementation.backward(grad, frames, reference, patch_size, norm, channel_scale)
 
 

@@ -63,7 +63,8 @@ def topk_mask(scores: Tensor, k: int | float, *, impl: Impl | None = None) -> tu
         RuntimeError: ``impl`` names an implementation that is not available.
     """
     _check_scores(scores)
-    return ops.topk_mask(scores.detach(), count(k, scores.shape[1]), impl)
+    scores = scores.detach() if scores.requires_grad else scores
+    return ops.topk_mask(scores, count(k, scores.shape[1]), impl)
 
 
 def mask_tokens(

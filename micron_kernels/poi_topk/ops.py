@@ -19,7 +19,7 @@ _choose = Chooser("poi_topk", IMPLEMENTATIONS)
 
 
 def _topk_mask(scores, k, impl):
-    return _choose(impl, scores.device, (scores.dtype,)).topk_mask(scores, k)
+    return _choose(impl, scores.device, scores.dtype).topk_mask(scores, k)
 
 
 def _topk_mask_fake(scores, k, impl):
@@ -33,7 +33,7 @@ topk_mask = Operator(
 
 
 def _mask_tokens(tokens, scores, k, weighted, impl):
-    implementation = _choose(impl, tokens.device, (tokens.dtype, scores.dtype))
+    implementation = _choose(impl, tokens.device, tokens.dtype, scores.dtype)
     return implementation.mask_tokens(tokens, scores, k, weighted)
 
 
@@ -42,7 +42,7 @@ def _mask_tokens_fake(tokens, scores, k, weighted, impl):
 
 
 def _select_tokens(tokens, scores, k, weighted, impl):
-    implementation = _choose(impl, tokens.device, (tokens.dtype, scores.dtype))
+    implementation = _choose(impl, tokens.device, tokens.dtype, scores.dtype)
     return implementation.select_tokens(tokens, scores, k, weighted)
 
 
@@ -57,12 +57,12 @@ select_tokens = Operator(f"select_tokens{_FORWARD}", _select_tokens, _select_tok
 
 
 def _mask_tokens_backward(grad, tokens, scores, indices, weighted, impl):
-    implementation = _choose(impl, tokens.device, (tokens.dtype, scores.dtype))
+    implementation = _choose(impl, tokens.device, tokens.dtype, scores.dtype)
     return implementation.mask_tokens_backward(grad, tokens, scores, indices, weighted)
 
 
 def _select_tokens_backward(grad, tokens, scores, indices, weighted, impl):
-    implementation = _choose(impl, tokens.device, (tokens.dtype, scores.dtype))
+    implementation = _choose(impl, tokens.device, tokens.dtype, scores.dtype)
     return implementation.select_tokens_backward(grad, tokens, scores, indices, weighted)
 
 

@@ -36,9 +36,7 @@ def forward(
     channels = frame.shape[1]
     factor = _factor(std, channels, 1 / 255 if frame.dtype == torch.uint8 else 1.0, frame)
     shift = _shift(mean, std, channels, frame)
-    out = frame.new_empty(frame.shape, dtype=dtype)
-    operators().swap_patches(frame, other, swap.contiguous(), patch_size, factor, shift, out)
-    return out
+    return operators.swap_patches(frame, other, swap.contiguous(), patch_size, factor, shift, dtype)
 
 
 def backward(
@@ -46,6 +44,4 @@ def backward(
 ) -> tuple[Tensor, Tensor]:
     """(d_frame, d_other), contiguous, in ``dtype``."""
     factor = _factor(std, grad.shape[1], 1.0, grad)
-    d_frame, d_other = (grad.new_empty(grad.shape, dtype=dtype) for _ in range(2))
-    operators().swap_patches_backward(grad, swap.contiguous(), patch_size, factor, d_frame, d_other)
-    return d_frame, d_other
+    return operators.swap_patches_backward(grad, swap.contiguous(), patch_size, factor, dtype)

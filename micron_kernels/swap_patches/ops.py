@@ -15,7 +15,7 @@ _choose = Chooser("swap_patches", IMPLEMENTATIONS)
 
 
 def _forward(frame, other, swap, patch_size, mean, std, dtype, impl):
-    implementation = _choose(impl, frame.device, (frame.dtype, dtype))
+    implementation = _choose(impl, frame.device, frame.dtype, dtype)
     return implementation.forward(frame, other, swap, patch_size, mean, std, dtype)
 
 
@@ -32,7 +32,7 @@ swap_patches = Operator(
 
 
 def _backward(grad, swap, patch_size, std, dtype, impl):
-    return _choose(impl, grad.device, (grad.dtype, dtype)).backward(grad, swap, patch_size, std, dtype)
+    return _choose(impl, grad.device, grad.dtype, dtype).backward(grad, swap, patch_size, std, dtype)
 
 
 def _backward_fake(grad, swap, patch_size, std, dtype, impl):

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from micron_kernels._extension import CompiledOperators
+
 ROOT = Path(__file__).parents[2]
 FOLDER = Path(__file__).parent / "emulator"
 
@@ -46,7 +48,7 @@ def _ninja() -> str:
 
 @functools.cache
 def operators() -> Any:
-    """The namespace of the emulated operators; compiles what has changed."""
+    """The emulated operators; compiles what has changed."""
     build = ROOT / "build" / "emulated"
     build.mkdir(parents=True, exist_ok=True)
     torch_folder = Path(torch.__file__).parent
@@ -75,7 +77,7 @@ def operators() -> Any:
     (build / "build.ninja").write_text("\n".join(lines) + "\n")
     subprocess.run([_ninja(), "-C", str(build), "--quiet"], check=True)
     torch.ops.load_library(build / "emulated.so")
-    return torch.ops.micron_emulated
+    return CompiledOperators("micron_emulated")
 
 
 class Emulated:
@@ -94,7 +96,7 @@ class Emulated:
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        module.operators = operators
+        module.operators = operators()
         return module
 
     def __getattr__(self, name: str) -> Any:

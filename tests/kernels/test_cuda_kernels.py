@@ -6,6 +6,7 @@ import torch
 from micron_kernels import frame_difference, mask_tokens, select_tokens, swap_patches, topk_mask
 from micron_kernels.frame_difference import ops as frame_difference_ops
 from micron_kernels.info import OPERATORS
+from micron_kernels.testing import poisoned_memory
 
 emulated = pytest.param(
     ("emulated", "cpu"),
@@ -68,23 +69,14 @@ def test_gradients_of_frames_in_channels_last_memory(target, squared, width):
     grad = torch.randn(2, 6, width, device=device)
     norm = "l2" if squared else "l1"
     expected = native.backward(grad, frames, reference, 2, norm, None)
-    d_frames, d_reference = (
-        torch.full_like(x.movedim(-3, -1).contiguous(), torch.nan).movedim(-1, -3)
-        for x in (frames, reference)
-    )
-    native.operators().frame_difference_backward(
-        grad,
-        frames.movedim(2, -1).contiguous().movedim(-1, 2),
-        reference[:, None].movedim(2, -1).contiguous().movedim(-1, 2),
-        2,
-        squared,
-        torch.ones(3, device=device),
-        True,
-        d_frames,
-        d_reference[:, None],
-    )
-    for result, planar in zip((d_frames, d_reference), expected, strict=True):
+    inputs = [x.movedim(-3, -1).contiguous().movedim(-1, -3) for x in (frames, reference)]
+    with poisoned_memory():
+        results = native.operators.frame_difference_backward(
+            grad, *inputs, 2, squared, torch.ones(3, device=device), True
+        )
+    for result, x, planar in zip(results, inputs, expected, strict=True):
         assert torch.equal(result, planar)
+        assert result.stride() == x.stride()
 
 
 @target
@@ -136,16 +128,15 @@ def test_moving_many_tokens(target, width):
 def test_positions_outside_are_ignored(target):
     impl, device = target
     native = OPERATORS["poi_topk"].IMPLEMENTATIONS[impl]
-    tokens = torch.randn(1, 40, 8, device=device)
+    tokens, scores = torch.randn(1, 40, 8, device=device), torch.randn(1, 40, device=device)
     indices = torch.tensor([[-7, 3, 40, 2**62]], device=device)
-    selected = torch.full((1, 4, 8), torch.nan, device=device)
-    native.operators().gather_tokens(tokens, None, indices, False, selected)
-    assert torch.equal(selected[0, 1], tokens[0, 3])
-    assert (selected[0, [0, 2, 3]] == 0).all()
-    masked = torch.full((1, 40, 8), torch.nan, device=device)
-    native.operators().gather_tokens(tokens, None, indices, True, masked)
-    assert torch.equal(masked[0, 3], tokens[0, 3])
-    assert (masked[0, torch.arange(40) != 3] == 0).all()
-    d_tokens = torch.full((1, 40, 8), torch.nan, device=device)
-    native.operators().gather_tokens_backward(selected, None, None, indices, False, d_tokens, None)
-    assert torch.equal(d_tokens, masked)
+    selected = torch.randn(1, 4, 8, device=device)
+    expected = torch.zeros_like(tokens)
+    expected[0, 3] = selected[0, 1]
+    with poisoned_memory():
+        d_tokens, _ = native.select_tokens_backward(selected, tokens, scores, indices, False)
+    assert torch.equal(d_tokens, expected)
+    with poisoned_memory():
+        d_tokens, _ = native.mask_tokens_backward(tokens, tokens, scores, indices, False)
+    expected[0, 3] = tokens[0, 3]
+    assert torch.equal(d_tokens, expected)

@@ -158,18 +158,18 @@ def test_every_order_ends_with_the_reference():
 def test_a_remembered_choice_follows_what_decides_it(machine, monkeypatch):
     available = machine()
     chosen = Chooser("op", available)
-    assert chosen(None, CPU, (torch.float32,)) is available["native"]
-    assert chosen(None, CPU, (torch.float64,)) is available["reference"]
-    assert chosen(None, CUDA, (torch.float32,)) is available["triton"]
+    assert chosen(None, CPU, torch.float32) is available["native"]
+    assert chosen(None, CPU, torch.float64) is available["reference"]
+    assert chosen(None, CUDA, torch.float32) is available["triton"]
     with pytest.raises(RuntimeError, match="runs on cuda, not on cpu, unless TRITON_INTERPRET=1"):
-        chosen("triton", CPU, (torch.float32,))
+        chosen("triton", CPU, torch.float32)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert chosen("triton", CPU, (torch.float32,)) is available["triton"]
+    assert chosen("triton", CPU, torch.float32) is available["triton"]
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     with pytest.raises(RuntimeError, match="runs on cuda, not on cpu"):
-        chosen("triton", CPU, (torch.float32,))
+        chosen("triton", CPU, torch.float32)
     del available["native"]
-    assert chosen(None, CPU, (torch.float32,)) is available["reference"]
+    assert chosen(None, CPU, torch.float32) is available["reference"]
 
 
 def test_a_remembered_choice_asks_once(machine, monkeypatch):
@@ -178,7 +178,7 @@ def test_a_remembered_choice_asks_once(machine, monkeypatch):
     asked = []
     monkeypatch.setattr(_implementation, "choose", lambda *a, **k: asked.append(a) or "native")
     for _ in range(3):
-        chosen(None, CPU, (torch.float32,))
+        chosen(None, CPU, torch.float32)
     assert len(asked) == 1
 
 
