@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import io
 import os
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, Protocol, Union
 
@@ -24,9 +25,10 @@ from .commands.score import Score
 from .data import Clip, FrameError, find_clips, synthetic_clips
 from .data.clips.faces import Box, cut, find_face
 from .data.clips.find import describe_clips
-from .data.clips.frames import read_whole_image
+from .data.clips.images import depth_of, read_whole_image
 from .data.clips.pairs import longest_delta
 from .data.clips.stabilize import Stabilizer
+from .data.databases.corpus import Corpus
 from .data.shards.plan import ShardConfig
 from .data.shards.read import are_shards, find_shards
 from .data.shards.write import ShardingStopped, write_shards
@@ -35,8 +37,10 @@ from .faults import in_words
 from .loading import load_model
 from .models import products
 from .models.config import MicronBERTConfig, preset
+from .models.micron_bert import MicronBERT
 from .plain_text import say, visible
 from .recognizers.micron_bert import MicronBERTRecipe
+from .saved_model import find_folder
 from .training import PretrainConfig, Stopped, pretrain
 from .training.problems import report_problems
 from .visualize import change_maps, figure_of_pairs, save_figure
@@ -74,6 +78,21 @@ class Pretrain:
     """Settings to start from; any of --model.* changes them."""
     training: PretrainConfig = field(default_factory=PretrainConfig)
     model: MicronBERTConfig = field(default_factory=MicronBERTConfig)
+    start: Annotated[str | None, tyro.conf.arg(name="model.from")] = None
+    """Begin with the weights, and the settings, of a model: a folder, hf://owner/name, or a checkpoint of the
+    authors'."""
+
+    def _from(self) -> tuple[MicronBERT, Corpus] | None:
+        """The model to begin with, whose settings are taken, and what it has seen."""
+        if self.start is None:
+            return None
+        model, given = load_model(self.start), preset(self.preset)
+        found = asdict(model.config)
+        changed = {n: v for n, v in asdict(self.model).items() if v != getattr(given, n)}
+        if different := [f"{n} is {found[n]!r}, not {v!r}" for n, v in changed.items() if found[n] != v]:
+            raise ValueError(f"{self.start}: {'; '.join(different)}: its settings are those of its weights")
+        self.model = model.config
+        return model, Corpus.read(find_folder(self.start)) if not Path(self.start).is_file() else Corpus(None)
 
     def _find(self, console: Console) -> Sequence[Clip] | Sequence[str]:
         if not self.data:
@@ -97,8 +116,9 @@ class Pretrain:
     def run(self, console: Console) -> None:
         # Of the processes that torchrun starts, each looks for the data and one says what it found.
         first = console if int(os.environ.get("RANK", 0)) == 0 else Console(quiet=True)
+        start = self._from()
         data = self._find(first)
-        pretrain(self.training, self.model, data, self.out, resume=self.resume, console=console)
+        pretrain(self.training, self.model, data, self.out, resume=self.resume, start=start, console=console)
         say(first, f"model: {self.out / 'model'}")
 
 
@@ -142,7 +162,8 @@ class Heatmap:
     def run(self, console: Console) -> None:
         if not 0 <= self.margin < 1:
             raise ValueError(f"margin={self.margin}; it is a share of the face's side, in [0, 1)")
-        onset_image, apex_image = (read_whole_image(path) for path in (self.onset, self.apex))
+        pair = (self.onset, self.apex)
+        onset_image, apex_image = (read_whole_image(path, depth_of(pair)) for path in pair)
         if onset_image.shape != apex_image.shape:
             sizes = ["×".join(map(str, image.shape[1::-1])) for image in (onset_image, apex_image)]
             raise FrameError(
@@ -228,6 +249,9 @@ def _say(console: Console, message: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # of a console that has not every sign: others are escaped
+            stream.reconfigure(errors="backslashreplace")
     command = _parse(sys.argv[1:] if arguments is None else arguments)
     console = Console(stderr=True)
     try:

@@ -69,6 +69,21 @@ def check_bytes(count: int, what: str) -> None:
         )
 
 
+def check_shared_memory(count: int, what: str, advice: str) -> None:
+    """Raises RuntimeError where ``count`` bytes do not fit into what processes share: it begins with ``what``."""
+    folder = "/dev/shm"
+    try:
+        of_system = os.statvfs(folder)
+    except (OSError, AttributeError):  # a system that shares memory in another way
+        return
+    free = of_system.f_bavail * of_system.f_frsize
+    if count > free:
+        raise RuntimeError(
+            f"{what} take {count} bytes of shared memory, and {folder} has {free} left; {advice}, a larger {folder} "
+            "(docker run --shm-size) holds more"
+        )
+
+
 def check_pixels(width: int, height: int) -> None:
     """Raises TooLarge for an image that has more pixels than ``MICRON_MAX_PIXELS``, 2²⁶ if that is not set."""
     most = _raised(PIXELS) or _MOST_PIXELS

@@ -62,6 +62,16 @@ def _check_held(content: Any) -> None:
             waiting += value.values() if isinstance(value, dict) else value
 
 
+def _what_else(content: bytes) -> str | None:
+    """What a file is that often comes in place of one that was to be downloaded, in words."""
+    start = content[:200].lstrip().lower()
+    if start.startswith((b"<!doctype html", b"<html", b"<?xml")):
+        return "is a page of the web, perhaps one that asks to sign in; download the file that it stands for"
+    if start.startswith(b"version https://git-lfs"):
+        return "is a pointer of Git LFS; `git lfs pull` fetches the file that it stands for"
+    return None if content else "is empty (0 bytes)"
+
+
 def safe_load(path: Path, *, allow: Sequence[Any] = (), device: torch.device | str = "cpu") -> dict[str, Any]:
     """Read a dictionary that ``torch.save`` wrote; builds tensors, plain data and what ``allow`` names only.
 
@@ -78,6 +88,8 @@ def safe_load(path: Path, *, allow: Sequence[Any] = (), device: torch.device | s
         held = read_file(path)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file") from None
+    if (other := _what_else(held)) is not None:
+        raise ValueError(f"{path}: {other}")
     names = [t[1] if isinstance(t, tuple) else f"{t.__module__}.{t.__qualname__}" for t in allow]
     try:
         foreign = {
@@ -90,6 +102,8 @@ def safe_load(path: Path, *, allow: Sequence[Any] = (), device: torch.device | s
         _check_held(content)
     except Exception as error:  # a damaged pickle raises whatever its operations stumble over
         reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if "weights_only" in str(error):  # torch's advice is to unpickle it
+            reason = "its pickle is not of tensors and plain data"
         raise ValueError(
             f"{path}: refused, and nothing in it was executed: it is damaged, or holds something other than "
             f"tensors and plain data{''.join(f', {name}' for name in names)} ({reason})"

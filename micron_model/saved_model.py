@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from .limits import check_bytes, read_json
+from .limits import check_bytes, open_file, read_json
 from .whole_file import write_whole
 
 _HUB = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
@@ -51,6 +51,9 @@ def find_folder(name: str | Path) -> Path:
     for file in (_CONFIG, _WEIGHTS):
         if not (folder / file).is_file():
             raise FileNotFoundError(f"{name}: holds no {file}, so it is no folder of a model")
+        open_file(
+            folder / file
+        ).close()  # who may not read it is told so; safetensors says that it is not there
     return folder
 
 

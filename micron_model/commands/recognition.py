@@ -7,6 +7,7 @@ import json
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -155,6 +156,7 @@ class Evaluate(Generic[_Recipe]):
     config: tyro.conf.OmitArgPrefixes[EvaluateConfig] = field(default_factory=EvaluateConfig)
 
     def run(self, console: Console) -> None:
+        self.out.mkdir(parents=True, exist_ok=True)  # who cannot write there hears of it before faces are cut
         start = self.recipe.start()
         entered = entrants(self.recipe, start, self.config)
 
@@ -224,7 +226,12 @@ class Finetune(Generic[_Recipe]):
                 on_epoch=lambda epoch: progress.update(shown, completed=epoch),
                 on_features=lambda clips: progress.update(features, advance=clips),
             )  # fmt: skip
-        recognizer.save_pretrained(self.out)
+        try:
+            recognizer.save_pretrained(self.out)
+        except RuntimeError as error:
+            kept = Path(tempfile.mkdtemp(prefix="micron-recognizer-"))
+            recognizer.save_pretrained(kept)
+            raise RuntimeError(f"{error}. What was trained is kept in {kept}: move it") from None
         say(console, f"recognizer: {self.out}")
 
 

@@ -19,7 +19,7 @@ from rich.console import Console
 from torch import Tensor
 
 from ..data.clips.inputs import ClipInput, StoredValues, Values
-from ..limits import open_file, read_file, read_json
+from ..limits import check_shared_memory, open_file, read_file, read_json
 from ..plain_text import say
 from ..progress import ProgressBar
 from ..recognizers.base import Examples, Recipe, Start, name_of, recipe_class
@@ -187,7 +187,9 @@ def _evaluate(
             if entrant.recipe.embeds_once:
                 features = _cached_features(out, kind, entrant, task, values[kind], devices[0], progress)
                 examples = examples._replace(values=features, embedded=True)
-            trained[kind] = Trained(entrant.recipe, _shared(entrant.start), _in_shared_memory(examples))
+            if workers > 1:
+                examples = _in_shared_memory(examples)
+            trained[kind] = Trained(entrant.recipe, _shared(entrant.start), examples)
         if config.shuffled:
             trained[SHUFFLED] = trained[MODEL]
         work = Work(trained, task._replace(values={}), config, devices[0])
@@ -264,7 +266,10 @@ def _shared(start: Start) -> Start:
 
 
 def _in_shared_memory(examples: Examples) -> Examples:
-    if isinstance(examples.values, Tensor):
+    if isinstance(examples.values, Tensor) and not examples.values.is_shared():
+        size = examples.values.numel() * examples.values.element_size()
+        what = f"the inputs of {len(examples.values)} clips"
+        check_shared_memory(size, what, "--workers 1 shares nothing")
         examples.values.share_memory_()
     return examples
 

@@ -15,12 +15,15 @@ from ..data.clips.pairs import FramePairs, collate
 from ..data.shards.plan import fingerprint as fingerprint_of_clips
 from ..data.shards.read import Position, ShardPairs
 from ..data.shards.read import fingerprint as fingerprint_of_shards
+from ..limits import check_shared_memory
 from ..models.config import MicronBERTConfig
 from .config import PretrainConfig
 from .distributed import Ranks
 
 #: Where the consumers of a rank are in their shards, see ``ShardPairs``.
 Positions = dict[int, Position]
+#: Batches that a worker reads ahead.
+_PREFETCHED = 2
 
 
 def sort_out(data: Sequence[Clip] | Sequence[str]) -> tuple[list[Clip], list[str]]:
@@ -50,10 +53,30 @@ class _InOrder(Sampler[list[int]]):
 
 
 def _start_worker(_worker: int) -> None:
-    # Ctrl-C reaches the workers too, and the training process needs their batches to finish its step.
+    # What a terminal or a scheduler sends to the whole job reaches the workers too, and the training process needs
+    # their batches to finish its step. It ends them itself; one that does not heed that gets a second SIGTERM from it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    _let_through(signal.SIG_UNBLOCK)
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
+
+
+def _let_through(how: int) -> None:
+    """Block or unblock SIGTERM; processes that are started inherit it."""
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(how, {signal.SIGTERM})
+
+
+def _check_shared_memory(config: PretrainConfig, image_size: int) -> None:
+    """Raises RuntimeError where batches that wait do not fit: workers would wait for ever, or be killed."""
+    of_batch = config.pairs_read * 2 * 3 * image_size**2
+    waiting = config.workers * _PREFETCHED + 1
+    check_shared_memory(
+        waiting * of_batch,
+        f"{waiting} batches of {of_batch} bytes that {config.workers} workers may have read",
+        "fewer --training.workers or pairs a batch take less",
+    )
 
 
 class Batches:
@@ -101,18 +124,25 @@ class Batches:
         else:
             dataset = FramePairs(clips, model.image_size, config.seed, **options)
             how = {"batch_sampler": _InOrder(self.batch, last, config, ranks)}
-        self._loader = iter(
-            DataLoader(
-                dataset,
-                collate_fn=collate,
-                num_workers=config.workers,
-                worker_init_fn=_start_worker,
-                # OpenCV's threads do not survive a fork: a forked worker could wait for them for ever.
-                multiprocessing_context="spawn" if config.workers else None,
-                pin_memory=pin,
-                **how,
-            )
+        loader = DataLoader(
+            dataset,
+            collate_fn=collate,
+            num_workers=config.workers,
+            worker_init_fn=_start_worker,
+            # OpenCV's threads do not survive a fork: a forked worker could wait for them for ever.
+            multiprocessing_context="spawn" if config.workers else None,
+            prefetch_factor=_PREFETCHED if config.workers else None,
+            pin_memory=pin,
+            **how,
         )
+        if config.workers:
+            _check_shared_memory(config, image_size)
+            _let_through(signal.SIG_BLOCK)  # until a worker can heed it
+        try:
+            self._loader = iter(loader)
+        finally:
+            if config.workers:
+                _let_through(signal.SIG_UNBLOCK)
         self.last = last
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:

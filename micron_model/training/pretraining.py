@@ -186,6 +186,7 @@ def pretrain(
     out: Path,
     *,
     resume: bool = False,
+    start: tuple[MicronBERT, Corpus] | None = None,
     evaluate: Evaluate | None = None,
     console: Console | None = None,
 ) -> MicronBERT:
@@ -204,7 +205,9 @@ def pretrain(
         model_config: what to train.
         data: what to train on: clips, or addresses of shards (see ``find_shards``).
         out: a folder; must not hold another run, unless ``resume``.
-        resume: go on from ``out/checkpoint.pt``; start from scratch if there is none.
+        resume: go on from ``out/checkpoint.pt``; start from scratch if there is none. ``config.steps`` may have grown,
+            and the data may lie elsewhere.
+        start: a model of the settings ``model_config`` whose weights a new run begins with, and what it has seen.
         evaluate: measures of the model, logged at the steps that ``config.evaluate_every`` names.
         console: where progress is shown; standard error by default.
 
@@ -233,13 +236,16 @@ def pretrain(
             if ranks.is_first:
                 for line in told:
                     say(console, line)
-        elif resume and ranks.is_first:
-            say(console, f"{run.path} does not exist: starting from scratch")
+        else:
+            if resume and ranks.is_first:
+                say(console, f"{run.path} does not exist: starting from scratch")
+            if start is not None:
+                run.start_from(*start)
         run.agree_on_products()
         _train(run, data, evaluate if ranks.is_first else None, console, signals)
         if ranks.is_first:
             run.model.save_pretrained(out / "model")
-            Corpus.of(data).write(out / "model")
+            run.corpus(data).write(out / "model")
         return run.model.eval()
 
 

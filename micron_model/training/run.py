@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ..data.clips.frames import Clip
+from ..data.databases.corpus import Corpus
 from ..models import products
 from ..models.config import MicronBERTConfig
 from ..models.micron_bert import MicronBERT
@@ -70,6 +71,8 @@ class Run:
         self.step = 0
         self.skipped_in_a_row = 0
         self.positions: Positions = {}
+        self.seen: list[str] | None = []
+        """Clips that the weights it began with were trained on; None if they are not known."""
         self.shards = len(sort_out(data)[1])
         described = fingerprint(data)
         everywhere = ranks.gather(described)
@@ -104,11 +107,22 @@ class Run:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "settings": self.settings,
+            "seen": self.seen,
             "products": {"processor": products.processor(), "chosen": products.choices()},
         }
         checkpoint.save(self.path, content)
         if self.config.keep_every and self.step % self.config.keep_every == 0:
             checkpoint.save(self.out / f"checkpoint-{self.step}.pt", content)
+
+    def start_from(self, model: MicronBERT, seen: Corpus) -> None:
+        """Begin with the weights of a model that was trained on what is ``seen``."""
+        self.model.load_state_dict(model.state_dict())
+        self.seen = None if seen.clips is None else list(seen.clips)
+
+    def corpus(self, data: Sequence[Clip] | Sequence[str]) -> Corpus:
+        """What the model has seen: data, and what the weights it began with had."""
+        here = Corpus.of(data).clips
+        return Corpus(None if here is None or self.seen is None else tuple(sorted({*here, *self.seen})))
 
     def resume(self) -> list[str]:
         """Go on from the checkpoint; what a user should know of it, in words."""
@@ -134,13 +148,18 @@ class Run:
                 f"{self.path}: is no checkpoint of this run ({reason})"
             ) from None
         self.step, self.skipped_in_a_row = content["step"], content["skipped_in_a_row"]
-        self.positions = content["positions"]
+        self.positions, self.seen = content["positions"], content.get("seen", [])
         if content["settings"]["readers"] != self.settings["readers"]:
             # Asked for, or it would have been refused: a new epoch for every reader.
             epoch = 1 + max((place[0] for place in self.positions.values()), default=-1)
             self.positions = dict.fromkeys(range(self.settings["readers"] or 0), (epoch, 0, 0))
+        told = []
+        if (before := content["settings"]["training"]["steps"]) < self.config.steps:
+            told.append(
+                f"steps was {before}, is {self.config.steps}: the learning rate goes on where that has it"
+            )
         try:
-            return self._take_products(content.get("products"))
+            return told + self._take_products(content.get("products"))
         except (TypeError, LookupError, AttributeError) as error:
             raise checkpoint.CheckpointError(f"{self.path}: its products are none ({error})") from None
 
@@ -184,6 +203,9 @@ class Run:
                 or place[1] >= self.shards
             ):
                 raise ValueError(f"positions has {consumer!r:.80}: {place!r:.80}")
+        seen = content.get("seen", [])
+        if seen is not None and not (isinstance(seen, list) and all(isinstance(x, str) for x in seen)):
+            raise ValueError(f"seen is {seen!r:.80}; it must be names of clips")
         tensors = content["model"]
         stated = {name: (tuple(x.shape), name_of(x.dtype)) for name, x in tensors.items()}
         if listed := differences(self.model.state_dict(), stated):
@@ -209,7 +231,7 @@ class Run:
         for part in ("training", "model"):
             for name, value in self.settings[part].items():
                 before = stored[part].get(name)
-                if before != value and name not in FREE:
+                if before != value and name not in FREE and not (name == "steps" and before < value):
                     differences.append(f"{name} was {before!r}, is {value!r}")
         if stored["data"] != self.settings["data"]:
             differences.append(f"data was {stored['data']}, is {self.settings['data']}")

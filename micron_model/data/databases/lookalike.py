@@ -380,7 +380,7 @@ def _write_composite(path: Path, plans: Mapping[str, Sequence[Planned]]) -> int:
         for planned in plan
         if (name := SCHEMES["3"].class_of(part, planned.emotion)) is not None
     ]
-    with open(path, "w", newline="") as file:
+    with open(path, "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(rows)
     return len(rows)
 

@@ -20,14 +20,14 @@ from ...faults import raise_if_of_the_machine
 from ...limits import open_file
 from ...whole_file import whole_file
 from ..clips.faces import Box, cut, find_face, spot_apex
-from ..clips.frames import FrameError, Problem, read_whole_image
+from ..clips.images import FrameError, Problem, depth_of, read_whole_image
 from ..clips.inputs import ClipInput, StoredValues, UnusableClip, Values
 from ..clips.stabilize import Stabilizer
 from .expressions import Expression
 from .given_faces import Given, GivenFaces
 
 #: Of what is kept; another number makes earlier caches unread.
-_FORMAT = 3
+_FORMAT = 4
 #: Side in pixels at which an apex is looked for, where the input has none of its own.
 _SPOTTED = 96
 #: Bytes up to which what is kept of all clips stays in memory.
@@ -89,7 +89,8 @@ def _face_in(path: Path, _modified: int) -> Box | None:
 
 def _encode(expression: Expression, clip_input: ClipInput, config: FaceConfig, given: Given | None) -> Kept:
     path = expression.path(expression.onset)
-    onset = read_whole_image(path)
+    bits = depth_of([frame for _, frame in expression.frames])
+    onset = read_whole_image(path, bits)
     height, width = onset.shape[:2]
     box, margin = given or (None, config.margin)
     if box is None and config.detect:
@@ -111,7 +112,10 @@ def _encode(expression: Expression, clip_input: ClipInput, config: FaceConfig, g
     failures: dict[int, str] = {}
 
     def read(number: int, size: int | None = clip_input.size) -> np.ndarray:
-        image = onset if number == expression.onset else read_whole_image(expression.path(number))
+        image = onset if number == expression.onset else read_whole_image(expression.path(number), bits)
+        if image.shape != onset.shape:
+            (h, w), (height, width) = image.shape[:2], onset.shape[:2]
+            raise UnusableClip(f"frame {number} has {w} × {h} pixels, the onset {width} × {height}")
         if stabilizer is not None:
             image, registration = stabilizer(image)
             if registration.failure is not None:

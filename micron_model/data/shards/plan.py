@@ -128,7 +128,8 @@ def plan_shards(clips: Sequence[Clip], sources: Sequence[str | Path], config: Sh
 
 
 def fingerprint(clips: Sequence[Clip]) -> str:
-    described = "\n".join(f"{clip.name} {len(clip)} {clip.fps}" for clip in clips)
+    """Of names, lengths and rates, in their order; not of the folders they are in, which may be moved."""
+    described = "\n".join(f"{Path(clip.name).name} {len(clip)} {clip.fps}" for clip in clips)
     return f"{len(clips)} clips {hashlib.sha256(described.encode(errors='surrogateescape')).hexdigest()[:16]}"
 
 
