@@ -136,7 +136,7 @@ class Batches:
             **how,
         )
         if config.workers:
-            _check_shared_memory(config, image_size)
+            _check_shared_memory(config, model.image_size)
             _let_through(signal.SIG_BLOCK)  # until a worker can heed it
         try:
             self._loader = iter(loader)
