@@ -137,17 +137,18 @@ def timed(bench, benchmark, operator, title, variant, function, clips, rounds):
 
 @pytest.mark.parametrize("variant", ["ours", "published structure"])
 def test_features(bench, benchmark, recognizer, variant):
-    """Eleven images of a clip."""
+    """Of four images, more of which take no less time each."""
     network = recognizer.to(bench.device).network
-    clips = clips_for(recognizer, bench, 1)
+    clips = clips_for(recognizer, bench, 1)[:, :4]
     ways = {"ours": network.extract_features, "published structure": lambda x: frame_by_frame(network, x)}
 
     def run():
         with torch.no_grad(), autocast(bench):
             return ways[variant](clips).float()
 
-    title = f"{'base, 384²' if bench.full else 'tiny'}, a clip of {IMAGES} images"
-    found = timed(bench, benchmark, "slstt features", title, variant, run, 1, rounds=1)
+    ways[variant](clips[:, :1])  # the first product of a size decides which library multiplies
+    title = f"{'base, 384²' if bench.full else 'tiny'}, {clips.shape[1]} images"
+    found = timed(bench, benchmark, "slstt features", title, variant, run, clips.shape[1] / IMAGES, rounds=3)
     if not bench.full:
         timing.close(found, ways["ours"](clips).float())
 

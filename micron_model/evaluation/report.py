@@ -315,7 +315,8 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]
         if isinstance(value, Mapping):
             rows += _flat(value, f"{prefix}{name}.")
         else:
-            rows.append((f"{prefix}{name}", str(value)))
+            shown = ", ".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
+            rows.append((f"{prefix}{name}", shown))
     return rows
 
 
