@@ -118,7 +118,10 @@ def test_counts_are_dealt_to_the_subjects(tmp_path):
 def test_no_quirks_leave_nothing_to_mend(tmp_path):
     census = samm.load(tiny_lookalike("samm", tmp_path / "a", quirks=False)).census
     assert census.dropped == census.incomplete == []
-    assert census.notes == [f"frames of layout 'raw': {tmp_path / 'a' / 'SAMM'}"]
+    assert census.notes == [
+        f"frames of layout 'raw': {tmp_path / 'a' / 'SAMM'}",
+        f"rows of {tmp_path / 'a' / 'SAMM_Micro_FACS_Codes_v2.xlsx'}",
+    ]
 
 
 def test_a_folder_with_anything_in_it_is_left_alone(tmp_path):

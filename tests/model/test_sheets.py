@@ -173,7 +173,7 @@ def test_the_sheet_is_found_by_its_name_else_if_it_is_the_only_one(tmp_path):
 
 
 def test_a_missing_sheet_is_said(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no spreadsheet"):
+    with pytest.raises(FileNotFoundError, match=r"no spreadsheet such as sheet\.xlsx in it; put"):
         find_sheet(tmp_path, "x", "coding")
     with pytest.raises(FileNotFoundError, match="away: no such folder"):
         find_sheet(tmp_path / "away", "x", "coding")

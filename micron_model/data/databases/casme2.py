@@ -72,7 +72,8 @@ def load(
     """
     root = Path(root)
     tree = find_tree(root, LAYOUTS, layout)
-    listed = read_sheet(find_sheet(root, SUBJECT, r"casme.*cod", sheet), FACTS.columns, given=columns)
+    path = find_sheet(root, SUBJECT, r"casme.*cod", sheet, example="CASME2-coding-20140508.xlsx")
+    listed = read_sheet(path, FACTS.columns, given=columns)
     clips = clip_folders(tree.folder, SUBJECT, clip_name)
 
     def place(row: Row) -> tuple[str, Path]:

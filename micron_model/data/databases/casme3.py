@@ -77,7 +77,8 @@ def load(
     """
     root = Path(root)
     tree = find_tree(root, LAYOUTS, layout)
-    path = find_sheet(root, f"{SUBJECT}|{CLIP}", r"part_?a_me_label", sheet)
+    holds, example = f"{SUBJECT}|{CLIP}", "cas(me)3_part_A_ME_label_JpgIndex_v2.xlsx"
+    path = find_sheet(root, holds, r"part_?a_me_label", sheet, example=example)
     listed = read_sheet(path, FACTS.columns, worksheet="label", given=columns)
     found = _folders(tree)
 

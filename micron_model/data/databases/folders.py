@@ -158,6 +158,8 @@ def find_tree(root: Path, layouts: Sequence[Layout], layout: str | None = None) 
     wanted = f" of layout {layout!r}" if layout is not None else ""
     examples = " or ".join(dict.fromkeys(known.example for known in layouts))
     instead = f"there is {', '.join(others)}" if others else "give the folder that was unpacked"
+    if any("holds videos" in reason for reason in without):
+        instead += "; what is read is a release of images, or frames extracted under their own numbers"
     reasons = "; ".join([*without, *notes])
     raise FileNotFoundError(
         f"{root}: no frames{wanted}, that is no folder that holds folders named like {examples}"

@@ -223,7 +223,7 @@ def read_listed(
             f"{sheet.path}: its column {sheet.columns['emotion']!r} holds numbers ({', '.join(sorted(named)[:4])}), "
             "which name no emotion; say which column holds names: --columns emotion NAME"
         )
-    notes = [*tree.notes, *sheet.notes]
+    notes = [f"rows of {sheet.path}", *tree.notes, *sheet.notes]
     if "apex" not in sheet.columns:
         notes.append(f"{sheet.path.name}: has no column of apexes, so midpoints are taken")
     renamed = Counter(

@@ -206,7 +206,9 @@ def load(
         ValueError: the csv or a sheet cannot be read, or there is a choice.
     """
     root = Path(root)
-    listed = _read_rows(find_sheet(root, ".*", "combined_3", sheet), columns)
+    listed = _read_rows(
+        find_sheet(root, ".*", "combined_3", sheet, example="combined_3class_gt.csv"), columns
+    )
     loaded = {}
     for part, at in zip(PARTS, (casme2, samm, smic), strict=True):
         where = at if isinstance(at, Part) else Part(None if at is None else Path(at))

@@ -64,7 +64,7 @@ def load(
     """
     root = Path(root)
     tree = find_tree(root, LAYOUTS, layout)
-    path = find_sheet(root, SUBJECT, r"micro_facs", sheet)
+    path = find_sheet(root, SUBJECT, r"micro_facs", sheet, example="SAMM_Micro_FACS_Codes_v2.xlsx")
     listed = read_sheet(path, FACTS.columns, worksheet="MICRO_ONLY", given=columns)
     clips = clip_folders(tree.folder, SUBJECT, clip_name)
 

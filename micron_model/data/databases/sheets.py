@@ -283,7 +283,9 @@ def _no_header(
     )
 
 
-def find_sheet(root: Path, holds: str, named: str, given: str | Path | None = None) -> Path:
+def find_sheet(
+    root: Path, holds: str, named: str, given: str | Path | None = None, *, example: str = "sheet.xlsx"
+) -> Path:
     """The spreadsheet under ``root``: the only one whose name has the pattern ``named``, or the only one at all.
 
     Args:
@@ -291,6 +293,7 @@ def find_sheet(root: Path, holds: str, named: str, given: str | Path | None = No
         holds: pattern of the folders of frames, which are not searched.
         named: pattern to be found in the name of the file.
         given: a file to take instead; a path, or one relative to ``root``.
+        example: what it is called, for the message where there is none.
 
     Raises:
         FileNotFoundError: there is none.
@@ -309,7 +312,7 @@ def find_sheet(root: Path, holds: str, named: str, given: str | Path | None = No
     candidates = matching or files
     if not candidates:
         raise FileNotFoundError(
-            f"{root}: no spreadsheet (.xlsx or .csv) beside the frames; put it there, or name it with --sheet"
+            f"{root}: no spreadsheet such as {example} in it; put it there, or name it with --sheet"
         )
     if len(candidates) > 1:
         listed = ", ".join(map(str, candidates))

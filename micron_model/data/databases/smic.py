@@ -203,11 +203,10 @@ def _read(clip: Clip, spotted: dict[str, Row]) -> Expression:
 
 def _find_sheet(root: Path, given: str | Path | None) -> Path:
     try:
-        return find_sheet(root, SUBJECT, r"hs.*annot", given)
+        return find_sheet(root, SUBJECT, r"hs.*annot", given, example="SMIC-HS-E_annotation.xlsx")
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"{error}. Clips of SMIC-HS-E begin before the expression and end after it; its sheet, such as "
-            "SMIC-HS-E_annotation.xlsx, says where it is"
+            f"{error}. Clips of SMIC-HS-E begin before the expression and end after it, and the sheet says where it is"
         ) from None
 
 
