@@ -172,9 +172,13 @@ void value_gradients(const Backward& problem, float* products) {
   const int64_t together = problem.rows == nullptr ? 1 : computed;  // a position may be named twice
   const int64_t grain = 1 + (1 << 15) / (together * (width + 16));
   parallel(problem.batch * problem.heads * computed / together, grain, [&](int64_t begin, int64_t end) {
-    for (int64_t at = begin * together; at < end * together; ++at) {
-      const int64_t index = at / computed, row = at % computed;
-      const Head<T> head(problem, index);
+    int64_t index = begin * together / computed, row = begin * together % computed;
+    Head<T> head(problem, index);
+    for (int64_t at = begin * together; at < end * together; ++at, ++row) {
+      if (row == computed) {
+        row = 0, ++index;
+        head.next();
+      }
       const int64_t n = head.position(row), to = index * problem.length + n;
       const bool counts = !head.masked(n) && problem.grad_out.data != nullptr;
       const T* gradient = counts ? row_of<T>(problem.grad_out, head.b, head.h, row) : nullptr;
@@ -212,6 +216,7 @@ void backward_of(const Backward& problem) {
     if (problem.d_key != nullptr) zero(problem.d_key, heads * problem.length * problem.query.width);
     return;
   }
+  if (is_one(problem)) return backward_one<T>(problem, products);
   if (few(problem)) return backward_few<T>(problem, products);
   const auto run = [&](int64_t begin, int64_t end) {
     Measure measure;

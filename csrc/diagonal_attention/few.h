@@ -186,4 +186,44 @@ void backward_few(const Backward& problem, const float* products) {
   });
 }
 
+// One row and one key: P is 1 where their score is finite, and does not change with it.
+MICRON_INLINE bool is_one(const Problem& problem) { return problem.length == 1 && problem.computed == 1; }
+
+template <class T>
+void forward_one(const Forward& problem) {
+  const int64_t width = problem.key.width, grain = 1 + (1 << 13) / (width + 32);
+  parallel(problem.batch * problem.heads, grain, [&](int64_t begin, int64_t end) {
+    Head<T> head(problem, begin);
+    for (int64_t at = begin; at < end; ++at, head.next()) {
+      const bool masked = head.masked(0);
+      const float score = masked ? -__builtin_inff() : problem.scale * dot(width, head.query(0), head.key(0));
+      const float p = score == -__builtin_inff() ? 0 : score - score + 1;  // NaN of NaN and of infinity
+      problem.row_max[at] = p == 0 ? 0 : score;
+      problem.row_sum[at] = p == 0 ? 1 : p;
+      if (problem.exponentials != nullptr) problem.exponentials[at] = p;
+      write_row(problem, head, 0, at, p);
+    }
+  });
+}
+
+// dQ and dK; `products` (B, H, 1): v_i·dO_i.
+template <class T>
+void backward_one(const Backward& problem, const float* products) {
+  const int64_t width = problem.key.width, grain = 1 + (1 << 13) / (width + 32);
+  parallel(problem.batch * problem.heads, grain, [&](int64_t begin, int64_t end) {
+    Head<T> head(problem, begin);
+    for (int64_t at = begin; at < end; ++at, head.next()) {
+      const T *query = head.query(0), *key = head.key(0);  // null where masked
+      const float d = query == nullptr ? 0 : RowGradient(problem, head.weight(0), at, products[at]).diagonal;
+      const auto multiple = [&](const T* of, float* gradients) {
+        if (gradients == nullptr) return;
+        float* to = gradients + at * width;
+        of == nullptr ? zero(to, width) : map(width, to, [=](vfloat x) { return d * x; }, of);
+      };
+      multiple(key, problem.d_query);
+      multiple(query, problem.d_key);
+    }
+  });
+}
+
 }  // namespace micron::diagonal_attention::MICRON_INSTRUCTION_SET

@@ -129,6 +129,7 @@ struct Block {
 
 template <class T>
 void forward_of(const Forward& problem) {
+  if (is_one(problem)) return forward_one<T>(problem);
   if (few(problem)) return forward_few<T>(problem);
   const int64_t panels = divide_up(problem.computed, PANEL);
   parallel(problem.batch * problem.heads * panels, 1, [&](int64_t begin, int64_t end) {

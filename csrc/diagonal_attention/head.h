@@ -21,6 +21,9 @@ struct Head {
   int64_t b, h;
 
   Head(const Problem& of, int64_t index) : problem(of), b(index / of.heads), h(index % of.heads) {}
+  void next() {  // counted: a division takes as long as a row of a narrow head
+    if (++h == problem.heads) ++b, h = 0;
+  }
   int64_t position(int64_t row) const {
     return problem.rows == nullptr ? row : problem.rows[b * problem.computed + row];
   }
