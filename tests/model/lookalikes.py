@@ -4,7 +4,6 @@ import shutil
 
 import openpyxl
 
-from micron_model.data.databases import smic
 from micron_model.data.databases.lookalike import LookalikeConfig, make_lookalike
 
 #: Five clips of each of three subjects, of frames too small to show a face.
@@ -30,18 +29,3 @@ def change_sheet(path, change):
 
 def copy(tree, out):
     return shutil.copytree(tree, out)
-
-
-def touch(folder, numbers, name="img{}.jpg"):
-    """Frames that are not read, so that they need no content."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for number in numbers:
-        (folder / name.format(number)).touch()
-
-
-def whole_smic(tree, without=()):
-    """All 164 clips of SMIC-HS, those in ``without`` empty."""
-    for name in smic.NAMES:
-        subject, code, _ = name.split("_")
-        folder = tree / subject / "micro" / smic.EMOTIONS[code] / name
-        touch(folder, [] if name in without else [11, 12, 13], "reg_image{:06d}.bmp")

@@ -1,8 +1,8 @@
 """``micron data``: what it prints and with which status it ends."""
 
 import pytest
+from empty_trees import whole_smic
 
-from lookalikes import whole_smic
 from micron_model.cli import main
 from micron_model.data.databases.datasets import DATASETS
 
