@@ -1,6 +1,6 @@
-"""Compiles every Triton kernel as it would be launched, for chips that need not be there: prints a JSON list.
+"""Compiles every Triton kernel as it would be launched, for chips that need not be there: prints JSON.
 
-A process of its own, without TRITON_INTERPRET: python compile_triton.py <operator> <target>.
+A process of its own, without TRITON_INTERPRET: python compile_triton.py <target> <operator>=<dtype>,<dtype>...
 """
 
 from __future__ import annotations
@@ -140,10 +140,6 @@ def launches(operator: str, dtype: torch.dtype, shared: int, hopper: bool) -> li
     return recorded
 
 
-def tool(name: str) -> str:
-    return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name)
-
-
 def resources(compiled: Any, target: GPUTarget) -> dict[str, Any]:
     """Registers, bytes spilled, and the tensor-core instructions of a compiled kernel."""
     if target.backend == "hip":
@@ -155,25 +151,26 @@ def resources(compiled: Any, target: GPUTarget) -> dict[str, Any]:
             "spilled": spilled,
             "tensor_core": sorted(set(re.findall(r"v_mfma\w*", text))),
         }
+    cuobjdump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
         usage = subprocess.run(
-            [tool("cuobjdump"), "-res-usage", file.name], capture_output=True, text=True, check=True
+            [cuobjdump, "-res-usage", file.name], capture_output=True, text=True, check=True
         )
-        sass = subprocess.run(
-            [tool("nvdisasm"), "-c", file.name], capture_output=True, text=True, check=True
-        ).stdout
     found = re.search(r"REG:(\d+) STACK:(\d+).*LOCAL:(\d+)", usage.stdout + usage.stderr)
     assert found, usage.stdout + usage.stderr
     return {
         "registers": int(found[1]),
         "spilled": max(int(found[2]), int(found[3])),
-        "tensor_core": sorted(set(re.findall(r"\b(HGMMA|HMMA|UTCHMMA|UTCQMMA|IMMA)\b", sass))),
+        # In PTX: each is one instruction of SASS, and disassembling takes longer than compiling.
+        "tensor_core": sorted(
+            set(re.findall(r"wgmma\.mma_async|mma\.sync|tcgen05\.mma", compiled.asm["ptx"]))
+        ),
     }
 
 
-def main(operator: str, name: str, *dtypes: str) -> None:
+def compile_operator(operator: str, name: str, dtypes: list[str]) -> list[dict[str, Any]]:
     target, shared = TARGETS[name]
     results: dict[str, dict[str, Any]] = {}
     for dtype in dtypes:
@@ -194,7 +191,15 @@ def main(operator: str, name: str, *dtypes: str) -> None:
                 "limit": shared,
                 **resources(compiled, target),
             }
-    json.dump(list(results.values()), sys.stdout)
+    return list(results.values())
+
+
+def main(name: str, *operators: str) -> None:
+    wanted = (operator.split("=") for operator in operators)
+    json.dump(
+        {operator: compile_operator(operator, name, dtypes.split(",")) for operator, dtypes in wanted},
+        sys.stdout,
+    )
 
 
 if __name__ == "__main__":
