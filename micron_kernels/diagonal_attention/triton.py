@@ -7,51 +7,44 @@ import triton
 from torch import Tensor
 
 from .._extension import with_contiguous_rows
-from .._triton import Tile, is_hopper, launch, launch_tiled, shared_bytes
+from .._triton import Tile, is_hopper, launch, shared_bytes
 from .arguments import Gradients, Inputs, Saved, Wanted
 from .rows import slots_of_positions, weight_per_head
 from .triton_kernels import forward_kernel, key_gradients_kernel, query_gradients_kernel, row_gradients_kernel
 
 
-def _forward_tiles(dtype: torch.dtype, width: int, gathers: bool, device: torch.device) -> list[Tile]:
+def _forward_tile(dtype: torch.dtype, width: int, gathers: bool, device: torch.device) -> Tile:
     """``gathers``: with rows or a mask, whose addresses need registers too."""
     size = dtype.itemsize
     if device.type == "cpu":  # the interpreter: its time goes by the number of operations on tiles
-        return [Tile(256, 256, max(16, triton.next_power_of_2(width)))]
+        return Tile(256, 256, max(16, triton.next_power_of_2(width)))
     columns = min(128 // size, max(16, triton.next_power_of_2(width)))
     if size == 4:  # without tensor cores
-        return [Tile(64, 64, columns, num_warps=4, num_stages=2)]
+        return Tile(64, 64, columns, num_warps=4, num_stages=2)
     stages = 3 if shared_bytes(device) > 64 << 10 else 2
     if gathers:
-        return [Tile(64, 64, columns, num_warps=4, num_stages=stages)]
-    tiles = [Tile(128, 128, columns, 8, stages), Tile(64, 128, columns, 4, stages)]
+        return Tile(64, 64, columns, num_warps=4, num_stages=stages)
     if is_hopper(device):
-        tiles.insert(0, Tile(128, 256, columns, num_warps=8, num_stages=3))
-    return tiles
+        return Tile(128, 256, columns, num_warps=8, num_stages=3)
+    return Tile(128, 128, columns, num_warps=8, num_stages=stages)
 
 
-def _backward_tiles(dtype: torch.dtype, width: int, gathers: bool, device: torch.device) -> list[Tile]:
+def _backward_tile(dtype: torch.dtype, width: int, gathers: bool, device: torch.device) -> Tile:
     """Whole rows are kept, so what fits in shared memory depends on the width."""
     columns = max(16, triton.next_power_of_2(width))
     if device.type == "cpu":
-        return [Tile(256, 256, columns)]
+        return Tile(256, 256, columns)
     size = dtype.itemsize
     if size == 4:
-        return [Tile(32, 32, columns) if columns <= 128 else Tile(16, 16, columns, num_warps=8)]
+        return Tile(32, 32, columns) if columns <= 128 else Tile(16, 16, columns, num_warps=8)
     most_sums = 1 << (14 if gathers else 15)  # that the registers of eight warps can hold
     most_keys = max(16, (1 << 14) // columns)
-    tiles = [
-        Tile(m, min(n, most_keys), columns, num_warps=8 if m * columns >= 1 << 13 else 4, num_stages=stages)
-        for m, n, stages in ((128, 64, 2), (64, 64, 2), (32, 32, 2), (32, 16, 2), (32, 16, 1), (16, 16, 1))
-        if m * columns <= most_sums and (m <= 64 or shared_bytes(device) > 64 << 10)
-    ]
-    fit = [
-        x
-        for x in tiles
-        if ((x.BLOCK_M + x.BLOCK_N * x.num_stages) * columns + x.BLOCK_M * x.BLOCK_N) * size
-        <= shared_bytes(device)
-    ]
-    return fit[:2] if columns <= 128 else fit[:1]
+    for m, n, stages in ((128, 64, 2), (64, 64, 2), (32, 32, 2), (32, 16, 2), (32, 16, 1), (16, 16, 1)):
+        n = min(n, most_keys)
+        in_registers = m * columns <= most_sums and (m <= 64 or shared_bytes(device) > 64 << 10)
+        if in_registers and ((m + n * stages) * columns + m * n) * size <= shared_bytes(device):
+            return Tile(m, n, columns, num_warps=8 if m * columns >= 1 << 13 else 4, num_stages=stages)
+    raise AssertionError(f"width {width} of {dtype}: no tile fits; why_not refuses it")
 
 
 def forward(inputs: Inputs, keep: bool) -> tuple[Tensor, Saved]:
@@ -65,10 +58,10 @@ def forward(inputs: Inputs, keep: bool) -> tuple[Tensor, Saved]:
     query, key, value = (with_contiguous_rows(x) for x in (query, key, value))
     weight = weight_per_head(row_weight, heads)
     weight = value[..., 0] if weight is None else weight
-    launch_tiled(
+    tile = _forward_tile(query.dtype, width, rows is not None or key_mask is not None, query.device)
+    launch(
         forward_kernel,
-        lambda block: batch * heads * triton.cdiv(computed, block),
-        _forward_tiles(query.dtype, width, rows is not None or key_mask is not None, query.device),
+        (batch * heads * triton.cdiv(computed, tile.BLOCK_M),),
         query,
         key,
         value,
@@ -92,6 +85,7 @@ def forward(inputs: Inputs, keep: bool) -> tuple[Tensor, Saved]:
         HAS_WEIGHT=row_weight is not None,
         HAS_ROWS=rows is not None,
         HAS_MASK=key_mask is not None,
+        **tile.constants(),
     )
     return out, Saved(weights, row_max, row_sum)
 
@@ -158,7 +152,7 @@ def backward(
         COLUMNS=columns,
         num_warps=4,
     )
-    tiles = _backward_tiles(query.dtype, width, rows is not None or key_mask is not None, query.device)
+    tile = _backward_tile(query.dtype, width, rows is not None or key_mask is not None, query.device)
     layout = (*query.stride()[:3], *key.stride()[:3], scale, heads, length, computed)
     flags = {"WIDTH": width, "HAS_ROWS": rows is not None, "HAS_MASK": key_mask is not None}
     if wanted.query:
@@ -167,10 +161,9 @@ def backward(
             if rows is None
             else query.new_zeros((batch, heads, length, width))
         )
-        launch_tiled(
+        launch(
             query_gradients_kernel,
-            lambda block: batch * heads * triton.cdiv(computed, block),
-            tiles,
+            (batch * heads * triton.cdiv(computed, tile.BLOCK_M),),
             query,
             key,
             rows_or_any,
@@ -183,13 +176,13 @@ def backward(
             d_query,
             *layout,
             **flags,
+            **tile.constants(),
         )
     if wanted.key:
         d_key = key.new_empty((batch, heads, length, width))
-        launch_tiled(
+        launch(
             key_gradients_kernel,
-            lambda block: batch * heads * triton.cdiv(length, block),
-            tiles,
+            (batch * heads * triton.cdiv(length, tile.BLOCK_M),),
             query,
             key,
             rows_or_any,
@@ -200,6 +193,7 @@ def backward(
             d_key,
             *layout,
             **flags,
+            **tile.constants(),
         )
     if row_weight is None or not wanted.row_weight:
         return d_query, d_key, d_value if wanted.value else None, None

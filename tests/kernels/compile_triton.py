@@ -5,7 +5,6 @@ A process of its own, without TRITON_INTERPRET: python compile_triton.py <target
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import json
 import os
@@ -121,15 +120,9 @@ def launches(operator: str, dtype: torch.dtype, shared: int, hopper: bool) -> li
     def launch(kernel, grid, *arguments, **constants):
         recorded.append((kernel, arguments, constants))
 
-    def launch_tiled(kernel, programs, tiles, *arguments, **constants):
-        assert tiles, f"{kernel.fn.__name__}: no tile fits {shared} bytes of shared memory"
-        for tile in tiles:
-            launch(kernel, (programs(tile.BLOCK_M),), *arguments, **constants, **dataclasses.asdict(tile))
-
     module = importlib.import_module(f"micron_kernels.{operator}.triton")
     for name, function in {
         "launch": launch,
-        "launch_tiled": launch_tiled,
         "shared_bytes": lambda device: shared,
         "is_hopper": lambda device: hopper,
     }.items():
