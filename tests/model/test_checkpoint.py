@@ -1,8 +1,7 @@
 """A checkpoint is there whole or not at all, whatever happens while it is written."""
 
 import os
-import subprocess
-import sys
+import resource
 import time
 
 import numpy as np
@@ -10,26 +9,18 @@ import pytest
 import torch
 
 from micron_model.training import CheckpointError, checkpoint
+from processes import Started
 
-WRITER = """
-import sys, pathlib, torch
-from micron_model.training import checkpoint
-path = pathlib.Path(sys.argv[1])
-for step in range(10**6):
-    checkpoint.save(path, {"step": step, "x": torch.full((1 << 20,), float(step))})
-    print(step, flush=True)
-"""
 
-FULL = """
-import sys, pathlib, resource, torch
-from micron_model.training import CheckpointError, checkpoint
-resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
-try:
-    checkpoint.save(pathlib.Path(sys.argv[1]), {"step": 2, "x": torch.zeros(1 << 20)})
-except CheckpointError as error:
-    print(error)
-    sys.exit(3)
-"""
+def write_for_ever(path):
+    for step in range(10**6):
+        checkpoint.save(path, {"step": step, "x": torch.full((1 << 20,), float(step))})
+        print(step, flush=True)
+
+
+def write_more_than_may_be(path):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+    checkpoint.save(path, {"step": 2, "x": torch.zeros(1 << 20)})
 
 
 def test_kill_9_at_any_moment_of_a_write_leaves_a_whole_checkpoint(tmp_path):
@@ -38,12 +29,11 @@ def test_kill_9_at_any_moment_of_a_write_leaves_a_whole_checkpoint(tmp_path):
     in_the_middle = 0
     for _ in range(8):
         path.unlink(missing_ok=True)
-        command = [sys.executable, "-c", WRITER, str(path)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            process.stdout.readline()
+        with Started(write_for_ever, path) as process:
+            process.wait_until(lambda process=process: bool(process.stdout))
             time.sleep(rng.uniform(0, 0.05))
             process.kill()
-            written = [int(line) for line in process.stdout.read().split()]
+            written = [int(line) for line in process.wait().stdout.split()]
         content = checkpoint.load(path)
         assert content["step"] >= max(written, default=0)
         assert (content["x"] == content["step"]).all()
@@ -56,10 +46,11 @@ def test_kill_9_at_any_moment_of_a_write_leaves_a_whole_checkpoint(tmp_path):
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path):
     path = tmp_path / "checkpoint.pt"
     checkpoint.save(path, {"step": 1, "x": torch.ones(1 << 10)})
-    done = subprocess.run([sys.executable, "-c", FULL, str(path)], capture_output=True, text=True)
-    assert done.returncode == 3, done.stderr
-    assert "checkpoint.pt: could not be written" in done.stdout
-    assert "what was there before is intact" in done.stdout
+    with Started(write_more_than_may_be, path) as process:
+        said = process.wait().stderr
+    assert "CheckpointError" in said
+    assert "checkpoint.pt: could not be written" in said
+    assert "what was there before is intact" in said
     assert checkpoint.load(path)["step"] == 1
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
 

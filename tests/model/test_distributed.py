@@ -1,17 +1,18 @@
-"""Several processes, as torchrun starts them; gloo on the CPU."""
+"""Several processes, as torchrun starts them, and once by torchrun itself; gloo on the CPU."""
 
+import contextlib
 import os
 import re
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
 
 from micron_model.training import checkpoint
 from micron_model.training.log import read_log
+from processes import Started, micron, start_ranks
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without")
 
@@ -22,24 +23,22 @@ SMALL = [
 ]  # fmt: skip
 
 
-def command(ranks, out, *arguments):
-    ours = ["-m", "micron_model.cli", *SMALL, "--out", str(out), *arguments]
-    if ranks == 1:
-        return [sys.executable, *ours]
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    return [sys.executable, *launcher, *ours]
+def start(ranks, out, *arguments):
+    arguments = [*SMALL, "--out", str(out), *arguments]
+    return start_ranks(ranks, micron, arguments) if ranks > 1 else [Started(micron, arguments, COLUMNS="200")]
 
 
-def environment():
-    return os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+def said_by(processes):
+    """What they printed until they ended, as one line."""
+    return re.sub(r"\s+", " ", " ".join(x.wait().stderr for x in processes))
 
 
 def run(ranks, out, *arguments, fails=False):
-    done = subprocess.run(
-        command(ranks, out, *arguments), env=environment(), capture_output=True, text=True, timeout=120
-    )
-    assert (done.returncode != 0) == fails, done.stderr
-    return re.sub(r"\s+", " ", done.stderr)
+    with contextlib.ExitStack() as stack:
+        processes = [stack.enter_context(x) for x in start(ranks, out, *arguments)]
+        said = said_by(processes)
+        assert any(x.returncode for x in processes) == fails, said
+    return said
 
 
 def curve(folder):
@@ -74,43 +73,21 @@ def test_two_ranks_have_the_losses_of_one_process(options, tmp_path):
             torch.testing.assert_close(x, y, rtol=1e-3, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def start(ranks, out, *arguments):
-    return subprocess.Popen(
-        command(ranks, out, *arguments), env=environment(), stderr=subprocess.PIPE, text=True
-    )
-
-
-def wait_for_step(step, folder, process):
-    deadline = time.monotonic() + 90
-    while steps_of(folder) < step:
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.02)
-
-
 def steps_of(folder):
     return len(read_log(folder)) if (folder / "log.jsonl").exists() else 0
-
-
-def second_of_two(process):
-    """The process of rank 1: the ranks are torchrun's children, in the order in which they were started."""
-    found = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True)
-    return int(found.stdout.split()[1])
-
-
-def printed_by(process):
-    """What it printed until it ended, as one line."""
-    return re.sub(r"\s+", " ", process.communicate(timeout=60)[1])
 
 
 def test_a_rank_that_dies_ends_the_others_and_the_run_resumes(tmp_path):
     options = ["--training.steps", "30", "--training.checkpoint-every", "5"]
     run(2, tmp_path / "whole", *options)
-    killed = start(2, tmp_path / "killed", *options)
-    wait_for_step(7, tmp_path / "killed", killed)
-    os.kill(second_of_two(killed), signal.SIGKILL)
-    said = printed_by(killed)
-    assert killed.returncode != 0
+    with contextlib.ExitStack() as stack:
+        first, second = (stack.enter_context(x) for x in start(2, tmp_path / "killed", *options))
+        first.wait_until(lambda: steps_of(tmp_path / "killed") >= 7)
+        second.kill()
+        second.wait()
+        first.terminate()  # as torchrun does when one has ended
+        said = said_by([first])
+        assert first.returncode != 0
     assert steps_of(tmp_path / "killed") < 30
     assert "rank 0 of 2: another rank has ended or cannot be reached" in said
     assert "--resume goes on from the last checkpoint" in said
@@ -123,18 +100,18 @@ def test_a_rank_that_dies_ends_the_others_and_the_run_resumes(tmp_path):
 
 def test_a_signal_stops_all_ranks_after_one_step_and_another_number_may_go_on(tmp_path):
     options = ["--training.steps", "400", "--training.checkpoint-every", "400"]
-    stopped = start(2, tmp_path / "run", *options)
-    wait_for_step(3, tmp_path / "run", stopped)
-    os.kill(second_of_two(stopped), signal.SIGTERM)  # one rank alone is told
-    said = printed_by(stopped)
+    with contextlib.ExitStack() as stack:
+        first, second = (stack.enter_context(x) for x in start(2, tmp_path / "run", *options))
+        first.wait_until(lambda: steps_of(tmp_path / "run") >= 3)
+        second.terminate()  # one rank alone is told
+        said = said_by([first, second])
     step = checkpoint.load(tmp_path / "run" / "checkpoint.pt")["step"]
     assert 3 <= step < 400
     assert f"stopped by SIGTERM after step {step}" in said
-    alone = start(1, tmp_path / "run", *options, "--training.other-ranks", "--resume")
-    wait_for_step(step + 3, tmp_path / "run", alone)
-    alone.terminate()
-    printed_by(alone)
-    assert alone.returncode == 128 + signal.SIGTERM
+    with start(1, tmp_path / "run", *options, "--training.other-ranks", "--resume")[0] as alone:
+        alone.wait_until(lambda: steps_of(tmp_path / "run") >= step + 3)
+        alone.terminate()
+        assert alone.wait().returncode == 128 + signal.SIGTERM
 
 
 def test_ranks_that_see_other_data_are_told(tmp_path):
@@ -149,6 +126,12 @@ def test_ranks_that_see_other_data_are_told(tmp_path):
         f"pretrain(config, preset('tiny'), clips, pathlib.Path({str(tmp_path)!r}))\n"
     )
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run([*launcher, script], env=environment(), capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [*launcher, script],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode != 0
     assert "the ranks see different data: ['3 clips" in done.stderr

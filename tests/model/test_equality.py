@@ -41,7 +41,8 @@ def curve(dtype=torch.float32, device="cpu", compiled=False):
     for seed in SEEDS:
         model = copy.deepcopy(start(seed)).to(device, dtype)
         if compiled:
-            model.encoder.compile()
+            # Blocks of one kind: it takes Inductor two and a half minutes to compile the encoder's every use, too.
+            model.encoder.compile(backend="aot_eager")
             model.decoder.compile()
         optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE)
         for step, batch in enumerate(batches(seed)):

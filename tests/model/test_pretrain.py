@@ -3,8 +3,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -28,6 +26,7 @@ from micron_model.training.distributed import Ranks
 from micron_model.training.log import read_log
 from micron_model.training.problems import report_problems
 from micron_model.training.run import Run
+from processes import Started
 from writers import write_images
 
 QUIET = Console(quiet=True)
@@ -99,23 +98,12 @@ def test_a_killed_run_resumes_with_the_same_losses(tmp_path):
     training = {"steps": 40, "batch_size": 4, "checkpoint_every": 7}
     model = {"image_size": 32, "width": 32, "decoder_width": 32, "depth": 1, "decoder_depth": 1}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    script = (
-        "import pathlib\n"
-        "from micron_model import preset\n"
-        "from micron_model.data import synthetic_clips\n"
-        "from micron_model.training import PretrainConfig, pretrain\n"
-        f"training, model = PretrainConfig(**{training!r}), preset('tiny', **{model!r})\n"
-        f"pretrain(training, model, synthetic_clips([0]), pathlib.Path({str(killed)!r}))\n"
-    )
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, "-c", script], env=environment, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 90
-    while not (killed / "log.jsonl").exists() or len(losses(killed)) < 20:
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
+    with Started(
+        pretrain, PretrainConfig(**training), preset("tiny", **model), synthetic_clips([0]), killed
+    ) as process:
+        process.wait_until(lambda: (killed / "log.jsonl").exists() and len(losses(killed)) >= 20)
+        process.kill()
+        process.wait()
     assert len(losses(killed)) < 40
     with open(killed / "log.jsonl", "a") as log:
         log.write('{"step": 21, "lo')  # as a write cut short would leave it

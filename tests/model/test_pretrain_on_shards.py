@@ -1,14 +1,14 @@
 """Pre-training on shards: going on with a run, and what becomes of damaged data while one trains."""
 
+import contextlib
 import io
 import multiprocessing
 import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import tarfile
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ from micron_model.cli import main
 from micron_model.data import find_clips, find_shards, synthetic_clips
 from micron_model.training import CheckpointError, PretrainConfig, Stopped, checkpoint, pretrain
 from micron_model.training.log import read_log
+from processes import start_ranks
 from writers import write_images, write_video
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
@@ -309,46 +310,39 @@ def test_a_video_that_ends_early_is_told_once_and_training_goes_on(clips_folder,
 # Several processes
 
 
-RANKS = """
-import os, pathlib, signal, sys
-import torch
-from rich.console import Console
-from micron_model import preset
-from micron_model.data import find_shards
-from micron_model.training import PretrainConfig, pretrain
+def pretrain_and_die(shards, out, part):
+    """A rank of two: a whole run and one that is killed, or what is left of the second."""
+    model = preset("tiny", image_size=32, width=32, decoder_width=32, depth=1, decoder_depth=1)
+    config = PretrainConfig(steps=10, batch_size=3, checkpoint_every=3, evaluate_every=5, device="cpu")
 
-shards, out = find_shards([sys.argv[1]]), pathlib.Path(sys.argv[2])
-model = preset("tiny", image_size=32, width=32, decoder_width=32, depth=1, decoder_depth=1)
-config = PretrainConfig(steps=10, batch_size=3, checkpoint_every=3, evaluate_every=5, device="cpu")
+    def die(_):
+        if (out / "killed" / "checkpoint.pt").exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {}
 
-def die(model):
-    if (out / "killed" / "checkpoint.pt").exists():
-        os.kill(os.getpid(), signal.SIGKILL)
-    return {}
-
-torch.distributed.init_process_group("gloo")
-if sys.argv[3] == "begin":
-    pretrain(config, model, shards, out / "whole", console=Console(quiet=True))
-    pretrain(config, model, shards, out / "killed", console=Console(quiet=True), evaluate=die)
-else:
-    pretrain(config, model, shards, out / "killed", console=Console(quiet=True), resume=True)
-torch.distributed.destroy_process_group()
-"""
+    run = partial(pretrain, config, model, find_shards([str(shards)]), console=Console(quiet=True))
+    torch.distributed.init_process_group("gloo")
+    if part == "begin":
+        run(out / "whole")
+        run(out / "killed", evaluate=die)
+    else:
+        run(out / "killed", resume=True)
+    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without")
 def test_two_ranks_go_on_after_one_was_killed(folder, tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(RANKS)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     for part in ("begin", "resume"):
-        done = subprocess.run(
-            [*launcher, script, folder, tmp_path, part],
-            env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120,
-        )  # fmt: skip
-        assert (done.returncode == 0) == (part == "resume"), done.stderr
+        with contextlib.ExitStack() as stack:
+            ranks = start_ranks(2, pretrain_and_die, folder, tmp_path, part)
+            ended = [stack.enter_context(rank).wait() for rank in ranks]
+            codes = [rank.returncode for rank in ended]
+            if part == "begin":  # one may see that the other is gone before it kills itself
+                assert -signal.SIGKILL in codes
+                assert 0 not in codes
+            else:
+                assert codes == [0, 0], [rank.stderr for rank in ended]
         if part == "begin":
-            assert re.search(r"exitcode *: -9", done.stderr)
             assert [step for step, *_ in losses(tmp_path / "killed")] == [1, 2, 3, 4, 5]
     assert [step for step, *_ in losses(tmp_path / "whole")] == list(range(1, 11))
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
