@@ -51,8 +51,8 @@ _NUISANCES = (
     functools.partial(sensor_noise, deviation=2.5),
     functools.partial(compression, quality=90),
 )
-#: Chosen by measurement (bench/experiments/lookalike_difficulty.md): optical flow and a linear layer solve "easy"; at
-#: "hard" no plain means are above 0.90 UF1, and none at chance.
+#: Chosen by measurement (bench/experiments/slstt.md): optical flow and a linear layer solve "easy"; at "hard" no plain
+#: means are above 0.90 UF1, and the frame difference is just above chance.
 DIFFICULTIES = {
     "easy": Difficulty(),
     "medium": Difficulty(
