@@ -332,7 +332,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
         axes.set_ylabel(f"AUROC, {faces}")
         axes.grid(alpha=0.3, axis="y")
         axes.axhline(0.5, color="0.3", lw=0.8)
-    axes.legend(fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, -0.55))
+    figure.legend(*axes.get_legend_handles_labels(), fontsize=8, ncols=4, loc="outside lower center")
     figure.savefig(path, dpi=110)
 
 
