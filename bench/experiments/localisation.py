@@ -349,9 +349,9 @@ def main() -> None:
             for option in arguments.only:
                 model_of(option, seed)
         return
-    path = HERE / "localisation.json"
+    measured, path = measure(arguments.only, arguments.seeds), HERE / "localisation.json"
     results = json.loads(path.read_text())["results"] if path.exists() else {}
-    for faces, of_level in measure(arguments.only, arguments.seeds).items():
+    for faces, of_level in measured.items():
         for level, row in of_level.items():
             results.setdefault(faces, {}).setdefault(level, {}).update(row)
     about = (
