@@ -32,7 +32,7 @@ from micron_kernels import frame_difference, topk_mask
 from micron_model import MicronBERT, preset
 from micron_model.data import SyntheticClip, synthetic_clips
 from micron_model.data.clips.flow import flow_less_median, grey
-from micron_model.data.clips.frames import read_whole_image
+from micron_model.data.clips.images import read_whole_image
 from micron_model.data.clips.nuisances import LEVELS, disturb
 from micron_model.data.clips.stabilize import stabilized
 from micron_model.data.clips.synthetic import CLASSES, Face, cut_photograph

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from micron_model.data import SyntheticClip
 from micron_model.data.clips.faces import Box
-from micron_model.data.clips.frames import decode_image
+from micron_model.data.clips.images import decode_image
 from micron_model.data.clips.nuisances import disturb
 from micron_model.data.clips.pairs import FramePairs
 from micron_model.data.clips.stabilize import Stabilizer, stabilized
