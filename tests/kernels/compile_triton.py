@@ -156,6 +156,7 @@ def resources(compiled: Any, target: GPUTarget) -> dict[str, Any]:
     return {
         "registers": int(found[1]),
         "spilled": max(int(found[2]), int(found[3])),
+        "maximum_keeps_nan": "max.NaN.f32" in compiled.asm["ptx"],
         # In PTX: each is one instruction of SASS, and disassembling takes longer than compiling.
         "tensor_core": sorted(
             set(re.findall(r"wgmma\.mma_async|mma\.sync|tcgen05\.mma", compiled.asm["ptx"]))

@@ -110,7 +110,7 @@ def run(
 #: largest of a handful is a matter of luck; the plain formula is therefore also given more draws than the
 #: tested implementation, to show its worst.
 POOLED = 4096
-PLAIN_DRAWS_PER_DRAW = 4
+PLAIN_DRAWS_PER_DRAW = 8
 #: GPU kernels on a CPU show their logic; a few draws do, and take a thousand times the time of a GPU.
 SLOW = ("triton", "emulated")
 SLOW_DRAWS = 4
