@@ -110,7 +110,7 @@ def run(
 #: largest of a handful is a matter of luck; the plain formula is therefore also given more draws than the
 #: tested implementation, to show its worst.
 POOLED = 4096
-PLAIN_DRAWS_PER_DRAW = 8
+PLAIN_DRAWS_PER_DRAW = 4
 #: GPU kernels on a CPU show their logic; a few draws do, and take a thousand times the time of a GPU.
 SLOW = ("triton", "emulated")
 SLOW_DRAWS = 4
@@ -125,61 +125,38 @@ def check(
     gradient_layout: str = "contiguous",
 ) -> None:
     """Hold ``function(impl=impl)`` on inputs from ``make`` to the rounding budget against fp64."""
-    with torch.no_grad():
-        outputs = _floating_outputs(function(**make(), impl="reference"))
+    tested_pool: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    plain_errors: dict[str, list[Tensor]] = {}
 
-    def draw() -> tuple[Inputs, list[Tensor], dict[str, Tensor], dict[str, Tensor]]:
-        """Inputs, gradients of the outputs, the oracle's results, and the errors of the plain formula."""
+    def draw(with_tested: bool) -> int:
         inputs = make()
+        promoted = {name: _promote(x) for name, x in inputs.items()}
+        with torch.no_grad():
+            outputs = _floating_outputs(function(**inputs, impl="reference"))
         gradients = [
             in_layout(torch.randn_like(x, memory_format=torch.contiguous_format), gradient_layout)
             for x in outputs
         ]
-        promoted = {name: _promote(x) for name, x in inputs.items()}
         wide = [_promote(g) for g in gradients]
         oracle = run(lambda **x: function(**x, impl="reference"), promoted, wrt, wide)
-        plain = run(eager, inputs, wrt, gradients)
-        errors = {name: (result.double() - oracle[name]).flatten() for name, result in plain.items()}
-        return inputs, gradients, oracle, errors
+        for name, result in run(eager, inputs, wrt, gradients).items():
+            plain_errors.setdefault(name, []).append((result.double() - oracle[name]).flatten())
+        if with_tested:
+            for name, result in run(lambda **x: function(**x, impl=impl), inputs, wrt, gradients).items():
+                assert result.shape == oracle[name].shape, name
+                tested_pool.setdefault(name, []).append((result.flatten(), oracle[name].flatten()))
+        return min(x.numel() for x in oracle.values())
 
-    def draw_and_test() -> None:
-        inputs, gradients, oracle, errors = draw()
-        for name, result in run(lambda **x: function(**x, impl=impl), inputs, wrt, gradients).items():
-            assert result.shape == oracle[name].shape, name
-            columns = pools.setdefault(name, ([], [], []))
-            for column, x in zip(columns, (result, oracle[name], errors[name]), strict=True):
-                column.append(x.flatten())
-
-    pools: dict[str, tuple[list[Tensor], list[Tensor], list[Tensor]]] = {}
-    draw_and_test()
-    drawn = min(len(oracle[0]) for _, oracle, _ in pools.values())
+    drawn = draw(True)
     draws = 1 if drawn == 0 else min(32, -(-POOLED // drawn))
-    inputs = make()
-    slow = impl in SLOW and not any(x.is_cuda for x in inputs.values() if isinstance(x, Tensor))
+    slow = impl in SLOW and not any(x.is_cuda for x in make().values() if isinstance(x, Tensor))
     for _ in range((min(draws, SLOW_DRAWS) if slow else draws) - 1):
-        draw_and_test()
-    key = (function, eager, make.__code__, tuple(wrt), gradient_layout, *map(_signature, inputs.items()))
-    if drawn and key not in _plain_errors:
-        with (
-            torch.random.fork_rng()
-        ):  # of its own, so that they are the same whichever implementation comes first
-            torch.manual_seed(1)
-            drawn_errors = [draw()[3] for _ in range(draws * (PLAIN_DRAWS_PER_DRAW - 1))]
-        _plain_errors[key] = {name: torch.cat([x[name] for x in drawn_errors]) for name in pools}
-    for name, (tested, oracle, errors) in pools.items():
-        more = [_plain_errors[key][name]] if drawn else []
-        assert_within_rounding(
-            name, torch.cat(tested), torch.cat(oracle), plain_error=torch.cat(errors + more)
-        )
-
-
-#: Errors of the plain formula, which every implementation of an operator is compared with, by what was drawn.
-_plain_errors: dict[tuple[Any, ...], dict[str, Tensor]] = {}
-
-
-def _signature(item: tuple[str, Any]) -> tuple[Any, ...]:
-    name, x = item
-    return (name, x.shape, x.stride(), x.dtype, x.device) if isinstance(x, Tensor) else (name, repr(x))
+        draw(True)
+    for _ in range(draws * (PLAIN_DRAWS_PER_DRAW - 1) if drawn else 0):
+        draw(False)
+    for name, pool in tested_pool.items():
+        tested, oracle = (torch.cat(column) for column in zip(*pool, strict=True))
+        assert_within_rounding(name, tested, oracle, plain_error=torch.cat(plain_errors[name]))
 
 
 def check_empty(function: Callable, inputs: Inputs, wrt: Sequence[str], impl: str) -> None:
