@@ -12,7 +12,8 @@ install: $(STAMP)
 # torch first and pinned: nothing that depends on it may then choose another build. Python files are compiled last, by
 # all processors; pip would do it by one.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
-$(STAMP): pyproject.toml setup.py tools/find_torch.py tools/find_cuda.py constraints.txt
+# A kernel that was changed, by a pull too, is built again: the Python of one version does not fit the kernels of another.
+$(STAMP): pyproject.toml setup.py tools/find_torch.py tools/find_cuda.py constraints.txt $(shell find csrc -type f)
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) pip setuptools ninja pybind11 torch numpy
 	$(PIP) --no-build-isolation -e ".[dev]"

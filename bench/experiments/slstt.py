@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -89,7 +90,7 @@ def untrained() -> Start:
 
 
 #: Training from scratch on few clips wants another optimiser than the authors' (see the row that has theirs).
-SCRATCH = {
+SCRATCH: dict[str, Any] = {
     "preset": "tiny", "optimizer": "adamw", "learning_rate": 2e-3, "warmup": 0.1, "weight_decay": 0.05,
     "clip_norm": 1.0, "batch_size": 8, "epochs": 20,
 }  # fmt: skip
@@ -107,18 +108,18 @@ class Row:
 ROWS = {
     "flow": Row("flow and a linear layer", FlowRecipe(), tasks=tuple(TITLES)),
     "difference": Row("frame difference and a linear layer", FrameDifference(), tasks=tuple(TITLES)),
-    "lstm": Row("SLSTT tiny, LSTM, flow", SLSTTRecipe(**SCRATCH), shuffled=True),  # type: ignore[arg-type]
-    "mean": Row("SLSTT tiny, mean, flow", SLSTTRecipe(**SCRATCH, aggregator="mean")),  # type: ignore[arg-type]
+    "lstm": Row("SLSTT tiny, LSTM, flow", SLSTTRecipe(**SCRATCH), shuffled=True),
+    "mean": Row("SLSTT tiny, mean, flow", SLSTTRecipe(**SCRATCH, aggregator="mean")),
     "micron-bert": Row("μ-BERT, frozen, untrained (tied start)", MicronBERTRecipe(freeze="encoder"), untrained),
     "example": Row("examples/own_recognizer.py", Convolutional(), tasks=tuple(TITLES)),
-    "frames": Row("SLSTT tiny, LSTM, frames", SLSTTRecipe(**SCRATCH, look="frames")),  # type: ignore[arg-type]
+    "frames": Row("SLSTT tiny, LSTM, frames", SLSTTRecipe(**SCRATCH, look="frames")),
     "encoder": Row(
         "SLSTT on flow by μ-BERT's encoder, frozen, untrained, LSTM",
-        SLSTTRecipe(**SCRATCH, freeze="encoder"), untrained,  # type: ignore[arg-type]
+        SLSTTRecipe(**SCRATCH, freeze="encoder"), untrained,
     ),
     "encoder-frames": Row(
         "SLSTT on frames by μ-BERT's encoder, frozen, untrained, LSTM",
-        SLSTTRecipe(**SCRATCH, freeze="encoder", look="frames"), untrained,  # type: ignore[arg-type]
+        SLSTTRecipe(**SCRATCH, freeze="encoder", look="frames"), untrained,
     ),
     "authors": Row(
         "SLSTT tiny, LSTM, flow, trained as the authors do", SLSTTRecipe(preset="tiny"), tasks=("casme2-easy",)

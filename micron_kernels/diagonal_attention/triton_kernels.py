@@ -68,9 +68,8 @@ def multiply(a, b, sums):
 def exp(x, PRECISE: tl.constexpr):
     """The exponential of numbers up to 0. PRECISE: x · log₂e is rounded where it is small, after whole powers of 2."""
     if PRECISE:
-        x = tl.maximum(
-            x, -200.0, propagate_nan=tl.PropagateNan.ALL
-        )  # max.f32 would make a NaN score one of 0
+        # A maximum that drops NaN would take such a score for one far below.
+        x = tl.maximum(x, -200.0, propagate_nan=tl.PropagateNan.ALL)
         power = tl.floor(x * LOG2_E + 0.5)
         rest = (x - power * 0.693359375) + power * 2.12194440e-4  # ln 2 in two parts, the first of few bits
         result = tl.exp2(power) * tl.exp2(rest * LOG2_E)

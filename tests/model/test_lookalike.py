@@ -8,7 +8,8 @@ from micron_model.data import SyntheticClip, synthetic_clips
 from micron_model.data.clips.frames import read_whole_image
 from micron_model.data.clips.synthetic import AMPLITUDE, CLASSES, FURTHER, LENGTH, PLACES, Manner
 from micron_model.data.databases import casme2, samm
-from micron_model.data.databases.lookalike import DIFFICULTIES, LookalikeConfig
+from micron_model.data.databases.difficulties import DIFFICULTIES
+from micron_model.data.databases.lookalike import LookalikeConfig
 
 
 def test_the_clips_of_the_demo_are_what_they_were():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from ...faults import describe, raise_if_of_the_machine
@@ -103,7 +104,7 @@ def find_clips(
             raise FileNotFoundError(f"{source}: no such file or folder")
         if not source.is_dir():
             if source.suffix.lower() in VIDEO_SUFFIXES:
-                add(lambda path=source: VideoClip.open(path, fps), source)  # type: ignore[misc]
+                add(partial(VideoClip.open, source, fps), source)
             else:
                 known = ", ".join(sorted(VIDEO_SUFFIXES))
                 problems.append(Problem(str(source), f"is neither a folder nor a video ({known})"))
@@ -112,10 +113,10 @@ def find_clips(
         for folder, files in sorted(walk(source, problems.append, seen)):
             images = [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES]
             if images:
-                add(lambda x=folder, of=images: ImageFolderClip.of(x, of, fps or 30.0), folder)  # type: ignore[misc]
+                add(partial(ImageFolderClip.of, folder, images, fps or 30.0), folder)
             for path in files:
                 if path.suffix.lower() in VIDEO_SUFFIXES:
-                    add(lambda x=path: VideoClip.open(x, fps), path)  # type: ignore[misc]
+                    add(partial(VideoClip.open, path, fps), path)
                 elif path.suffix.lower() not in IMAGE_SUFFIXES:
                     others[path.suffix.lower() or "without a suffix"] += 1
         if others:

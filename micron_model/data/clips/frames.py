@@ -28,37 +28,9 @@ from .videos import check_readable, frame_times, open_video
 
 #: Of files that FFmpeg opens, by the containers that ``videos.py`` lets it.
 VIDEO_SUFFIXES = {
-    *(
-        ".mp4",
-        ".m4v",
-        ".mov",
-        ".3gp",
-        ".3g2",
-        ".avi",
-        ".mkv",
-        ".webm",
-        ".mpg",
-        ".mpeg",
-        ".vob",
-        ".ts",
-        ".mts",
-    ),
-    *(
-        ".m2ts",
-        ".wmv",
-        ".asf",
-        ".flv",
-        ".ogv",
-        ".mxf",
-        ".dv",
-        ".mjpg",
-        ".mjpeg",
-        ".h264",
-        ".264",
-        ".hevc",
-        ".265",
-    ),
-}
+    ".mp4", ".m4v", ".mov", ".3gp", ".3g2", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".vob", ".ts", ".mts", ".m2ts",
+    ".wmv", ".asf", ".flv", ".ogv", ".mxf", ".dv", ".mjpg", ".mjpeg", ".h264", ".264", ".hevc", ".265",
+}  # fmt: skip
 #: Frames beyond a run that are tried before a video is taken to have ended.
 _DAMAGED_IN_A_ROW = 8
 #: Bytes that the shortest frame takes, one that repeats the last: its entry in the index of the file.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,10 +14,11 @@ import numpy as np
 import openpyxl
 
 from ..clips.frames import write_image
-from ..clips.nuisances import Nuisance, compression, head_motion, light, sensor_noise, to_uint8
-from ..clips.synthetic import Manner, SyntheticClip
+from ..clips.nuisances import to_uint8
+from ..clips.synthetic import SyntheticClip
 from . import casme2, casme3, samm, smic
 from .classes import SCHEMES
+from .difficulties import DIFFICULTIES
 from .expressions import Official
 from .folders import Layout
 from .megc2019 import LABELS, PARTS
@@ -33,43 +33,6 @@ _MOVES_LIKE = {
 }
 _OF_NUISANCES = 99  # of a seed: a number that no other stream of a clip has
 _STEP = 2  # frames of a synthetic clip from one frame of a look-alike to the next
-
-
-class Difficulty(NamedTuple):
-    """What stands between a clip and its emotion."""
-
-    manner: Manner = Manner()
-    """How people differ in what they do."""
-    nuisances: tuple[Nuisance, ...] = ()
-    """What changes in the frames although no face moves, in this order."""
-
-
-#: Weaker than those of nuisances.LEVELS, under which a plain difference of frames is at chance.
-_NUISANCES = (
-    functools.partial(head_motion, shift=0.25, rotation=0.0025),
-    functools.partial(light, gain=0.015, gradient=0.015, offset=0.6),
-    functools.partial(sensor_noise, deviation=2.5),
-    functools.partial(compression, quality=90),
-)
-#: Chosen by measurement (bench/experiments/slstt.md): optical flow and a linear layer solve "easy"; at "hard" no plain
-#: means are above 0.90 UF1, and the frame difference is just above chance.
-DIFFICULTIES = {
-    "easy": Difficulty(),
-    "medium": Difficulty(
-        Manner(
-            amplitude=(0.5, 1.6), rise=(6, 16), fall=(8, 19), asymmetry=0.4, places=0.02, directions=0.15, mixed=0.3,
-            blinks=0.25, gaze=0.25,
-        ),
-        _NUISANCES,
-    ),
-    "hard": Difficulty(
-        Manner(
-            amplitude=(0.3, 1.1), rise=(4, 16), fall=(6, 19), asymmetry=0.8, places=0.05, directions=0.4, mixed=0.8,
-            blinks=0.7, gaze=0.5,
-        ),
-        _NUISANCES,
-    ),
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
