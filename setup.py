@@ -149,7 +149,8 @@ def facts(torch: Torch, cuda: Cuda, flags: list[str]) -> str:
 def ninja_file(torch: Torch, cuda: Cuda, flags: list[str]) -> str:
     """Every path in it is relative to the folder of the objects, where links lead to what lies elsewhere: no
     character of a path then has to be escaped for ninja, a shell and the compilers' lists of dependencies."""
-    torch_flags = ["-isystem", "torch", "-isystem", "pybind11", "-isystem", "python"]
+    # pybind11 first: torch brings one of its own, which torch 2.11 forbids to those who keep to the stable ABI.
+    torch_flags = ["-isystem", "pybind11", "-isystem", "torch", "-isystem", "python"]
     libraries = ["-Ltorch_lib", "-ltorch_cpu"]  # found beside the torch that was imported before: no rpath
     if cuda.sources:
         libraries += ["-Lcuda_lib", "-lcudart_static", "-ldl", "-lrt", "-lpthread"]

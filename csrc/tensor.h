@@ -64,11 +64,11 @@ T* data_of(const Tensor& x) {
 inline Tensor new_tensor(const Tensor& like, ScalarType dtype, std::initializer_list<int64_t> shape) {
   int32_t of_dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
   int32_t device = 0, index = 0, layout = 0;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &index));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(like.get(), &layout));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &index));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(like.get(), &layout));
   AtenTensorHandle result = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_aten_new_empty(like.get(), shape.begin(),
+  TORCH_ERROR_CODE_CHECK(aoti_torch_aten_new_empty(like.get(), shape.begin(),
                                                           static_cast<int64_t>(shape.size()), &of_dtype, &layout,
                                                           &device, index, nullptr, &result));
   const Tensor x(result);
@@ -80,7 +80,7 @@ inline Tensor new_tensor(const Tensor& like, ScalarType dtype, std::initializer_
 inline Tensor with_strides(const Tensor& x, std::initializer_list<int64_t> shape,
                            std::initializer_list<int64_t> strides) {
   AtenTensorHandle result = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_as_strided(x.get(), shape.begin(), strides.begin(), &result));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_as_strided(x.get(), shape.begin(), strides.begin(), &result));
   return Tensor(result);
 }
 
