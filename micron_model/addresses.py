@@ -10,11 +10,10 @@ import os
 import re
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
-from braceexpand import braceexpand
-from webdataset.gopen import Pipe, gopen
-from webdataset.shardlists import envsubst
+if TYPE_CHECKING:
+    from webdataset.gopen import Pipe
 
 #: Names that braces may stand for.
 MOST_NAMES = 100_000
@@ -80,6 +79,9 @@ def expand(source: str | Path, *, allow_commands: bool = False) -> list[str | Ad
     name = os.fspath(source)
     if not is_address(source) and os.path.lexists(name):
         return [name]
+    from braceexpand import braceexpand
+    from webdataset.shardlists import envsubst
+
     names: list[str] = []
     for part in name.split("::"):
         try:
@@ -104,6 +106,8 @@ def expand(source: str | Path, *, allow_commands: bool = False) -> list[str | Ad
 
 def open_address(address: Address) -> BinaryIO | Pipe:
     """A stream of what is there; of the network or of a command, a ``Pipe`` whose status tells how it ended."""
+    from webdataset.gopen import Pipe, gopen
+
     if address.scheme not in ("http", "https"):
         return gopen(address)
     # As webdataset calls it, but a server that hangs or sends elsewhere for ever is given up. It may send to another

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from micron_kernels import blockwise_mask, diagonal_attention, frame_difference, swap_patches, topk_mask
 from micron_kernels.nn import DiagonalMicroAttention, FoldedDiagonalMicroAttention
 
-from ..data.clips.flow import flow_less_median
 from ..saved_model import SavedModel
 from . import products
 from .attention_products import split
@@ -98,6 +97,8 @@ class MicronBERT(
         """
         if not self.config.flow_input:
             return None
+        from ..data.clips.flow import flow_less_median
+
         pairs = torch.stack([self._as_uint8(onset), self._as_uint8(apex)], 1).cpu().numpy()
         flows = np.stack([flow_less_median(*pair) for pair in pairs])
         return torch.from_numpy(flows * (64 / onset.shape[2])).to(self.mean)

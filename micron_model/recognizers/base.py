@@ -12,15 +12,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from ..data.clips.inputs import ClipInput, Values, take
 from ..data.databases.corpus import Corpus
 from ..saved_model import SavedModel
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 #: Where the recipe of each built-in name is; imported when it is asked for.
 BUILT_IN = {

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from ..data.clips.flow import OnsetApexFlow
-from ..visualize import MAP_COLOURS
 from .base import Examples, Recipe, Recognizer, RecognizerConfig, Start
 from .fitting import class_weights
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 #: Bias of a class that no training clip has.
 _NEVER = -100.0
@@ -75,6 +76,10 @@ class FlowRecognizer(Recognizer):
 
     def picture(self, values: Tensor, labels: Sequence[str]) -> Figure:
         """The flow of each clip."""
+        from matplotlib.figure import Figure
+
+        from ..visualize import MAP_COLOURS
+
         parts, side = self.config.parts, values.shape[-1]
         figure = Figure(figsize=(2.2 * len(values), 2.6), layout="constrained")
         places = (np.arange(parts) + 0.5) * side / parts - 0.5

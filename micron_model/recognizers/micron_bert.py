@@ -4,11 +4,10 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from ..data.clips.inputs import OnsetApex
@@ -18,9 +17,11 @@ from ..models.config import MicronBERTConfig, preset
 from ..models.micron_bert import MicronBERT
 from ..models.official.micron_bert import SEEN
 from ..models.products import Linear
-from ..visualize import change_maps, figure_of_pairs
 from .base import Examples, Recognizer, RecognizerConfig, Start
 from .fitting import Fitting, fit_by_gradient
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass
@@ -95,8 +96,10 @@ class MicronBERTRecognizer(Recognizer):
     def classify(self, features: Tensor) -> Tensor:
         return self.head(self.norm(features))
 
-    def picture(self, values: Tensor, labels: Sequence[str]) -> Figure:
+    def picture(self, values: Tensor, labels: Sequence[str]) -> "Figure":
         """Onset, apex and the heat maps of the change between them."""
+        from ..visualize import change_maps, figure_of_pairs
+
         onset, apex = values.unbind(1)
         return figure_of_pairs(onset, apex, change_maps(self.backbone, onset, apex), labels=labels)
 

@@ -4,10 +4,9 @@ import copy
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..data.clips.flow import ImagesOfClip
@@ -16,9 +15,11 @@ from ..loading import load_model
 from ..models.micron_bert import MicronBERT
 from ..models.official.vit import import_timm_vit
 from ..models.slstt import SLSTT, ContextualTokens, SLSTTConfig, SpatialEncoder, slstt_preset
-from ..visualize import figure_of_images
 from .base import Examples, Recognizer, RecognizerConfig, Start
 from .fitting import Fitting, fit_by_gradient, parameter_groups
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _HALF = (0.5, 0.5, 0.5)
 #: What weights that nobody trained are worth.
@@ -70,8 +71,10 @@ class SLSTTRecognizer(Recognizer):
     def classify(self, features: Tensor) -> Tensor:
         return self.network.classify(features.unflatten(1, (self.config.images, -1)))
 
-    def picture(self, values: Tensor, labels: Sequence[str]) -> Figure:
+    def picture(self, values: Tensor, labels: Sequence[str]) -> "Figure":
         """The first, middle and last image of each clip."""
+        from ..visualize import figure_of_images
+
         chosen = [0, self.config.images // 2, self.config.images - 1]
         titles = [f"image {i + 1}" for i in chosen]
         return figure_of_images(values[:, chosen], titles=titles, labels=labels)

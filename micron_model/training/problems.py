@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from rich.console import Console
 
-from ..data.clips.frames import Problem
+from ..data.clips.problems import Problem
 from ..plain_text import say
 
 SHOWN = 20

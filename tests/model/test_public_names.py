@@ -9,13 +9,47 @@ import pytest
 
 import micron_model
 
+#: What frames, sheets, pictures and the command line need, and the networks do not.
+LOADERS = "webdataset braceexpand cv2 openpyxl pandas PIL matplotlib scipy skimage rich tyro tensorboard"
+#: Whatever of a model needs neither frames on disk nor a picture.
+MODELS = """
+import sys
+from importlib.machinery import PathFinder
 
-def test_every_name_is_there_and_listed():
-    assert set(micron_model.__all__) == micron_model._HOMES.keys() <= set(dir(micron_model))
-    for name in micron_model.__all__:
-        assert getattr(micron_model, name).__name__ == name
+class Without(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if name.partition(".")[0] not in sys.argv[1].split():
+            return super().find_spec(name, path, target)
+
+sys.meta_path = [Without if finder is PathFinder else finder for finder in sys.meta_path]
+from micron_model import (
+    SLSTT, MicronBERT, PretrainConfig, import_timm_vit, load_model, load_official, load_official_slstt,
+    load_recognizer, preset,
+)
+from micron_model.models.slstt import slstt_preset
+import torch
+
+model = MicronBERT(preset("tiny", image_size=32)).eval()
+frames = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+assert model.compare(frames, frames)[1].isfinite().all()
+slstt_preset("tiny")
+"""
+
+
+@pytest.mark.parametrize("package", ["", ".data", ".evaluation", ".recognizers", ".training"])
+def test_every_name_is_there_and_listed(package):
+    found = importlib.import_module(f"micron_model{package}")
+    assert set(found.__all__) == found._HOMES.keys() <= set(dir(found))
+    for name in found.__all__:
+        value = getattr(found, name)
+        assert name.isupper() or getattr(value, "__name__", name) == name
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
-        _ = micron_model.nothing
+        _ = found.nothing
+
+
+def test_models_need_none_of_the_loaders_libraries():
+    subprocess.run([sys.executable, "-c", MODELS, LOADERS], check=True)
 
 
 def test_importing_it_imports_no_torch():

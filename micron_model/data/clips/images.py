@@ -5,7 +5,6 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -13,30 +12,14 @@ import numpy as np
 from ...faults import describe, raise_if_of_the_machine
 from ...limits import NoFile, TooLarge, check_pixels, read_file
 from .image_header import image_size
+from .problems import FrameError as FrameError
+from .problems import Problem as Problem
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 #: Bits of a grey level that cameras have. Those of more than 8 come in images of 16.
 _DEPTHS = (8, 10, 12, 14, 16)
 #: Frames of a clip whose highest value tells how many bits its camera has.
 _LOOKED_AT = 16
-
-
-class FrameError(ValueError):
-    """A frame, image or video that cannot be read; the message names the file and the reason.
-
-    ``path`` is the file, where the message begins with it.
-    """
-
-    def __init__(self, message: str, path: str | Path | None = None):
-        super().__init__(message)
-        self.path = None if path is None else str(path)
-
-
-class Problem(NamedTuple):
-    """A file that was passed over."""
-
-    path: str
-    reason: str
 
 
 def square(image: np.ndarray, size: int | None) -> np.ndarray:

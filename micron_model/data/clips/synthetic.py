@@ -13,10 +13,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import matplotlib.cbook
 import numpy as np
 import scipy.ndimage
-import skimage.data
 
 from .frames import read_whole_image
 
@@ -162,6 +160,9 @@ def pixels(size: int) -> tuple[np.ndarray, np.ndarray]:
 @functools.cache
 def _photographs() -> tuple[np.ndarray, ...]:
     """The faces of the photographs, RGB (256, 256, 3) in whole grey levels, the face at the centre."""
+    import matplotlib.cbook
+    import skimage.data
+
     hopper = read_whole_image(matplotlib.cbook.get_sample_data("grace_hopper.jpg", asfileobj=False))
     return cut_photograph(skimage.data.astronaut(), _ASTRONAUT), cut_photograph(hopper, _HOPPER)
 

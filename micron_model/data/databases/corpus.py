@@ -7,12 +7,15 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ...addresses import Address
 from ...limits import read_json
 from ...whole_file import write_whole
-from ..clips.frames import Clip
 from .expressions import Expression, canonical_subject
+
+if TYPE_CHECKING:
+    from ..clips.frames import Clip
 
 FILE = "corpus.json"
 #: How the names of the datasets' folders are written.

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from ..clips.frames import Problem
+from ..clips.problems import Problem
 
 
 class Unusable(ValueError):

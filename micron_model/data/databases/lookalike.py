@@ -11,7 +11,6 @@ from typing import Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
-import openpyxl
 
 from ..clips.frames import write_image
 from ..clips.nuisances import to_uint8
@@ -169,6 +168,8 @@ def _write_clutter(folder: Path) -> None:
 
 
 def _write_sheet(path: Path, worksheet: str, rows: Iterable[Sequence[Any]]) -> None:
+    import openpyxl
+
     book = openpyxl.Workbook()
     sheet = book.worksheets[0]
     sheet.title = worksheet

@@ -10,13 +10,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
-
-import openpyxl
+from typing import TYPE_CHECKING, NamedTuple
 
 from ...faults import raise_if_of_the_machine
 from ...limits import NoFile, TooLarge, check_archive, check_cells, open_file, read_file
 from .folders import folders
+
+if TYPE_CHECKING:
+    from openpyxl import Workbook
 
 _SUFFIXES = {".xlsx", ".xlsm", ".xls", ".csv", ".tsv"}
 _SEPARATORS = ",;\t|"
@@ -120,6 +121,8 @@ def read_tables(path: Path) -> tuple[dict[str, _Table], tuple[str, ...]]:
     if path.suffix.lower() not in {".xlsx", ".xlsm"} and not begins.startswith(b"PK"):
         text, notes = _decode(read_file(path), path)
         return {path.name: _separate(text, path)}, notes
+    import openpyxl
+
     try:
         check_archive(path)
         with warnings.catch_warnings(), open_file(path) as file:
@@ -167,7 +170,7 @@ def _regularity(rows: Sequence[Sequence[str]]) -> tuple[int, int]:
     return (count, width) if width > 1 else (0, 1)
 
 
-def _read_worksheets(path: Path, book: openpyxl.Workbook) -> dict[str, _Table]:
+def _read_worksheets(path: Path, book: Workbook) -> dict[str, _Table]:
     """A row at a time, so that a sheet of more cells than are taken is left where it passes that.
 
     A cell that is formatted and empty, at the last row there can be, makes a million empty rows; they are not kept.

@@ -18,8 +18,6 @@ from typing import Any, BinaryIO, NamedTuple, cast
 import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
-from webdataset.gopen import Pipe, set_options
-from webdataset.tariterators import group_by_keys
 
 from ...addresses import Address, expand, open_address, why_it_ended
 from ...faults import describe, raise_if_of_the_machine
@@ -125,6 +123,8 @@ def _members(shard: str, note: Callable[[str], None]) -> Iterator[dict[str, Any]
 
     webdataset's own loop ends without a word at a damaged header, and when a command fails late.
     """
+    from webdataset.gopen import Pipe, set_options
+
     stream: BinaryIO | Pipe | None = None
     endless = False
     try:
@@ -184,6 +184,8 @@ def _run(sample: dict[str, Any], note: Callable[[str], None]) -> Run | None:
 
 def read_shard(shard: str | Address) -> tuple[list[Run], list[Problem]]:
     """The runs of a shard, their images still compressed, and what was wrong with it."""
+    from webdataset.tariterators import group_by_keys
+
     problems: list[Problem] = []
 
     def note(reason: str) -> None:
