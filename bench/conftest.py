@@ -2,6 +2,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import pytest_benchmark
+from packaging.version import Version
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -11,6 +13,8 @@ import torch
 
 from micron_kernels import _extension
 
+#: From which on --benchmark-json is a path; before, a file that is emptied and opened when the option is read.
+NEEDED = "5.3"
 RUN = pytest.StashKey[list]()
 #: Options of pytest-benchmark that ask for what only a timed run has.
 NEED_TIMES = (
@@ -48,6 +52,12 @@ def device_of(config):
 
 
 def pytest_configure(config):
+    found = pytest_benchmark.__version__
+    if Version(found) < Version(NEEDED):
+        raise pytest.UsageError(
+            f"pytest-benchmark {found} is installed; bench/ needs {NEEDED} or later: "
+            f"pip install 'pytest-benchmark[histogram]>={NEEDED}'"
+        )
     option = config.option
     if not option.benchmark:
         for name in NEED_TIMES:

@@ -166,6 +166,12 @@ def test_an_option_that_needs_times_is_refused_without_them(capfd):
     assert "--benchmark-autosave needs --benchmark" in capfd.readouterr().err
 
 
+def test_a_pytest_benchmark_that_empties_the_results_is_refused(monkeypatch, capfd):
+    monkeypatch.setattr("pytest_benchmark.__version__", "5.2.3")
+    assert pytest.main([str(BENCH / "bench_swap_patches.py")]) == pytest.ExitCode.USAGE_ERROR
+    assert "pytest-benchmark 5.2.3 is installed; bench/ needs 5.3 or later" in capfd.readouterr().err
+
+
 def test_the_targets_are_judged():
     variants = {
         "triton": {"extra_bytes": 1, "share_of_matrix_rate": 0.5},
