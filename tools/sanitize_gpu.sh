@@ -24,7 +24,7 @@ echo "== without a tool"
 
 # Side by side: most of the time is spent on starting torch under a tool.
 declare -A process
-trap 'exit 130' INT TERM
+trap 'echo "sanitize: interrupted before all of $tools had ended" >&2; exit 130' INT TERM
 trap 'for group in "${process[@]}"; do kill -- "-$group" 2>/dev/null || true; done' EXIT
 set -m # a process group for each, which can be ended as one
 for tool in $tools; do
