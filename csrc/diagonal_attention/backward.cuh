@@ -249,7 +249,9 @@ __device__ void sum_others(const Pass<T>& p, const PassShared<T, CHUNKS>& shared
     }
     cuda::wgmma_commit();
     cuda::wgmma_wait<0>();
-    if (lane == 0) cuda::barrier_arrive(&shared.empty[stage]);
+    // A lane of each warp would do: named_barrier(1, 256) orders every read of other_items before it. But racecheck
+    // does not follow an order through two barriers, and would report those reads and the producer's next write.
+    cuda::barrier_arrive(&shared.empty[stage]);
   }
 
   const int width = p.query.width;
@@ -285,7 +287,7 @@ __global__ void __launch_bounds__(PASS_THREADS, 1) pass_kernel(const __grid_cons
   if (thread == 0) {
     for (int i = 0; i < PASS_STAGES; ++i) {
       cuda::barrier_init(&shared.full[i], 128 + (p.gathers ? 0 : 1));
-      cuda::barrier_init(&shared.empty[i], 8);  // warps that consume
+      cuda::barrier_init(&shared.empty[i], 256);  // threads that consume
     }
     cuda::barrier_init_fence();
   }
