@@ -129,6 +129,22 @@ def test_a_wrong_result_of_ours_is_not_timed_and_the_others_are(gpu, monkeypatch
     assert "relative error" in capfd.readouterr().out
 
 
+def test_a_call_that_an_idle_gpu_waits_for_is_replayed_too(gpu, monkeypatch):
+    idle = [True]
+
+    def launched_late(*arguments, wrapped=baselines.topk_gather):
+        if idle[0]:
+            time.sleep(0.05)
+        idle[0] = True
+        return wrapped(*arguments)
+
+    monkeypatch.setattr(timing_gpu, "before", lambda function, short: idle.__setitem__(0, False))
+    monkeypatch.setattr(timing_gpu, "SHORT", 0.03)
+    monkeypatch.setattr(baselines, "topk_gather", launched_late)
+    _, entries = gpu(SELECT, "-k", "graph and 256 and 784 and topk")
+    assert "torch.topk" in {variant for _, variant in entries}
+
+
 def test_what_a_lost_device_leaves_ends_the_run(gpu, monkeypatch, capfd):
     monkeypatch.setattr(torch.cuda, "synchronize", failing)
     status, _ = gpu(SELECT, "-W", "ignore:Not saving anything")

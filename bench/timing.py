@@ -168,6 +168,7 @@ def _measure(bench: Bench, case: Case, variant: str, way: str, benchmark: Any, m
         case.check(variant, function())
         seconds, extra = _seconds(device, device.extra_memory, function)
         if short := seconds < LONG:
+            device.before(function, short)  # as in a round: an idle GPU would wait for the launch
             seconds, _ = _seconds(device, function)
         if way == timing_gpu.REPLAYS and seconds >= timing_gpu.SHORT:
             pytest.skip("its launch is a small part of a call")
