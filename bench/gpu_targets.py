@@ -16,6 +16,9 @@ class Target(NamedTuple):
     goal: float
     at_most: bool = False
 
+    def is_of(self, row: Row) -> bool:
+        return row["operator"] == self.operator and row["case"].startswith(self.case)
+
 
 def _over_best_peer(row: Row) -> float:
     return row["variants"][row["best_peer"]]["times_ours"]
@@ -56,7 +59,7 @@ def table(rows: list[Row]) -> str:
     for target in TARGETS:
         if target.operator not in operators:
             continue
-        about = [r for r in rows if r["operator"] == target.operator and r["case"].startswith(target.case)]
+        about = [row for row in rows if target.is_of(row)]
         if not about:
             lines.append(f"  {target.operator} {target.case}, {target.what}: not measured")
         for row in about:

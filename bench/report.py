@@ -77,25 +77,27 @@ def machine_info(device: torch.device) -> dict[str, Any]:
     }
 
 
-def default_path(device: torch.device) -> Path:
-    info = machine_info(device)
+def file_of(info: dict[str, Any]) -> str:
+    """The name of a machine's results."""
     name = f"{info['machine']} {info.get('instruction_set') or ''}"
-    return (
-        Path(__file__).parent / "results" / f"{re.sub(r'[^A-Za-z0-9]+', '-', name).strip('-').lower()}.json"
-    )
+    return f"{re.sub(r'[^A-Za-z0-9]+', '-', name).strip('-').lower()}.json"
+
+
+def default_path(device: torch.device) -> Path:
+    return Path(__file__).parent / "results" / file_of(machine_info(device))
 
 
 def keep_what_was_not_run(output: dict[str, Any], path: Path) -> None:
     """To ``output`` is added what ``path`` holds of the files that were not run, if the machine is the same."""
 
-    def file_of(entry: Entry) -> str:
+    def module(entry: Entry) -> str:
         return entry["fullname"].split("::")[0]
 
-    ran = {file_of(entry) for entry in output["benchmarks"]}
+    ran = {module(entry) for entry in output["benchmarks"]}
     before = json.loads(path.read_text()) if path.exists() else {}
     if before.get("machine_info") == output["machine_info"]:
-        kept = [entry for entry in before["benchmarks"] if file_of(entry) not in ran]
-        output["benchmarks"] = sorted(kept + output["benchmarks"], key=file_of)
+        kept = [entry for entry in before["benchmarks"] if module(entry) not in ran]
+        output["benchmarks"] = sorted(kept + output["benchmarks"], key=module)
 
 
 def rows(entries: list[Entry]) -> list[dict[str, Any]]:
@@ -122,7 +124,8 @@ def duration(seconds: float) -> str:
     return f"{value:.0f} {unit}" if value >= 99.95 else f"{value:#.3g} {unit}"
 
 
-def _notes(row: dict[str, Any], variant: dict[str, Any]) -> str:
+def notes(row: dict[str, Any], variant: dict[str, Any]) -> str:
+    """How far from what the machine allows."""
     notes = [f"{variant['times_floor']:.2f}× floor"] if "times_floor" in variant else []
     for key, what in SHARES.items():
         if key in variant:
@@ -151,7 +154,7 @@ def tables(entries: list[Entry]) -> str:
                 ratio = f"{variant['times_ours']:.2f}×" if "times_ours" in variant else ""
                 memory = f"{variant['extra_bytes'] / 2**20:.2f}" if "extra_bytes" in variant else ""
                 line = f"    {name:<26}{duration(variant['seconds']):>10}{ratio:>13}{memory:>12}"
-                lines.append(f"{line}   {_notes(row, variant)}".rstrip())
+                lines.append(f"{line}   {notes(row, variant)}".rstrip())
     if any(row["way"] == timing_gpu.CALLS for row in all_rows):
         lines.append("\n" + gpu_targets.table(all_rows))
     return "\n".join(lines)
@@ -192,7 +195,7 @@ def plot(output: dict[str, Any], path: Path) -> None:
             label = None if peer in labelled else f"over {peer}"
             labelled.add(peer)
             axes.barh(y, value, height=height * 0.94, color=PEERS[peer], label=label)
-            axes.text(max(value, 0.7) * 1.03, y, f"{value:.1f}×", va="center", fontsize=6.5, in_layout=False)
+            axes.text(value * 1.03, y, f"{value:.1f}×", va="center", fontsize=6.5, in_layout=False)
     axes.axvline(1, color="0.3", lw=1)
     axes.set_xscale("log")
     ticks = [0.5, 1, 2, 5, 10, 20, 50, 100]
