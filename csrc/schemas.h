@@ -15,12 +15,15 @@ void define_operators(Library& m) {
       "float scale, Tensor? row_weight, Tensor? rows, Tensor? key_mask, Tensor weights, Tensor row_max, "
       "Tensor row_sum, Tensor? exponentials, bool wants_query, bool wants_key, bool wants_value, bool wants_weight) "
       "-> (Tensor?, Tensor?, Tensor?, Tensor?)");
-  // On CUDA the backward is three kernels; what one position is to another is prepared in Python.
+  // On CUDA the backward is several kernels; what one position is to another is prepared in Python.
   m.def(
       "diagonal_attention_row_gradients(Tensor? grad_out, Tensor? grad_weights, Tensor value, Tensor? row_weight, "
       "Tensor? key_mask, Tensor weights, Tensor row_sum, Tensor? first_slot, "
       "Tensor? slot_order, Tensor(a!) slot_f, Tensor(b!) slot_c, Tensor(c!) position_f, Tensor(d!) position_c, "
       "Tensor(e!) d_value, Tensor(f!)? d_weight) -> ()");
+  m.def(
+      "diagonal_attention_score_gradients(Tensor query, Tensor key, float scale, Tensor row_max, Tensor f, Tensor c, "
+      "int first_head, Tensor(a!) d_scores) -> ()");
   m.def(
       "diagonal_attention_query_gradients(Tensor query, Tensor key, float scale, Tensor? rows, Tensor? key_mask, "
       "Tensor row_max, Tensor? first_slot, Tensor? slot_order, Tensor position_f, Tensor position_c, "

@@ -120,6 +120,10 @@ __device__ inline void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
 }
 
+// All products; `sums` are theirs, and no use of them can be moved above.
+template <int COUNT>
+__device__ inline void wgmma_wait(float (&sums)[COUNT]);
+
 // sums += A B over 16 columns of A: A is 64 x 16 and B 16 x N, both from shared memory. B_ROWS: B lies in memory in
 // rows along N (otherwise along the 16). Each N has the operands of its own sums in the text of the instruction.
 template <class T, int N, bool B_ROWS>
@@ -130,6 +134,15 @@ struct Wgmma;
 #define MICRON_R32(i) MICRON_R16(i), MICRON_R16((i) + 16)
 #define MICRON_R64(i) MICRON_R32(i), MICRON_R32((i) + 32)
 #define MICRON_R128(i) MICRON_R64(i), MICRON_R64((i) + 64)
+#define MICRON_WAIT(SUMS)                                                                     \
+  template <>                                                                                 \
+  __device__ inline void wgmma_wait<SUMS>(float (&d)[SUMS]) {                                 \
+    asm volatile("wgmma.wait_group.sync.aligned 0;" : MICRON_R##SUMS(0)::"memory");           \
+  }
+MICRON_WAIT(16)
+MICRON_WAIT(32)
+MICRON_WAIT(64)
+MICRON_WAIT(128)
 #define MICRON_T16 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15"
 #define MICRON_T32 MICRON_T16 ",%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
 #define MICRON_T64                                                                        \

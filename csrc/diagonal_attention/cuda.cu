@@ -1,6 +1,8 @@
 // From tensors to the kernels for Hopper.
-#include "backward.cuh"
 #include "forward.cuh"
+#include "passes.cuh"
+#include "row_gradients.cuh"
+#include "score_gradients.cuh"
 
 namespace micron::diagonal_attention {
 namespace {
@@ -23,13 +25,11 @@ Rows<T> rows_of(const char* name, const Tensor& x, const Tensor& like, int64_t l
 
 // Rows that are read 16 bytes at a time.
 template <class T>
-Rows<T> aligned_rows(const char* name, const Tensor& x, const Tensor& like) {
+Rows<T> aligned_rows(const char* name, const Tensor& x, const Tensor& like, int64_t length) {
   bool aligned = reinterpret_cast<uintptr_t>(x.data_ptr()) % 16 == 0 && x.size(3) % 8 == 0;
   for (int64_t i = 0; i < 3; ++i) aligned = aligned && x.stride(i) % 8 == 0;
-  STD_TORCH_CHECK(aligned && x.size(3) > 0 && x.size(3) <= 512, name,
-                  ": rows must be aligned to 16 bytes, of at most 512 columns");
-  check_shape(name, x, {like.size(0), like.size(1), like.size(2), like.size(3)});
-  return rows_of<T>(name, x, like, like.size(2));
+  STD_TORCH_CHECK(aligned && x.size(3) > 0, name, ": rows must be aligned to 16 bytes");
+  return rows_of<T>(name, x, like, length);
 }
 
 template <class T>
@@ -54,10 +54,10 @@ Shape shape_of(const Tensor& query, double scale, const OptionalTensor& rows, co
 }
 
 template <class Kernel>
-void set_weight(Kernel& p, const OptionalTensor& row_weight) {
+void set_weight(Kernel& p, const Shape& shape, const OptionalTensor& row_weight) {
   p.row_weight = nullptr, p.weight_b = p.weight_h = p.weight_n = 0;
   if (!row_weight) return;
-  check_shape("row_weight", *row_weight, {p.shape.batch, p.shape.heads, p.shape.length});
+  check_shape("row_weight", *row_weight, {shape.batch, shape.heads, shape.length});
   STD_TORCH_CHECK(row_weight->scalar_type() == ScalarType::Float, "row_weight must be fp32");
   p.row_weight = static_cast<const float*>(row_weight->data_ptr());
   p.weight_b = row_weight->stride(0), p.weight_h = row_weight->stride(1), p.weight_n = row_weight->stride(2);
@@ -77,11 +77,23 @@ Slots slots_of(const OptionalTensor& first, const OptionalTensor& order, const S
 
 int chunks_of(const Tensor& x) { return static_cast<int>((x.size(3) + CHUNK - 1) / CHUNK); }
 
+template <class T>
+Product<T> product_of(const Tensor& query, const Tensor& key, const Shape& shape) {
+  check_shape("key", key, {query.size(0), query.size(1), query.size(2), query.size(3)});
+  STD_TORCH_CHECK(query.size(3) <= 512, "query: rows must be of at most 512 columns");
+  Product<T> p;
+  p.shape = shape;
+  p.query = aligned_rows<T>("query", query, query, shape.length);
+  aligned_rows<T>("key", key, query, shape.length);
+  p.query_map = map_of<T>(query, TILE_ROWS), p.key_map = map_of<T>(key, TILE_KEYS);
+  p.chunks = chunks_of(query);
+  return p;
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor, OptionalTensor> forward(
-    const Tensor& query, const Tensor& key, const Tensor& any_value, double scale, const OptionalTensor& row_weight,
+    const Tensor& query, const Tensor& key, const Tensor& value, double scale, const OptionalTensor& row_weight,
     const OptionalTensor& rows, const OptionalTensor& key_mask, bool keep) {
   STD_TORCH_CHECK(!keep, "exponentials are kept on a CPU alone");
-  const Tensor value = with_contiguous_rows(any_value);
   const Shape shape = shape_of(query, scale, rows, key_mask);
   const auto f32 = ScalarType::Float;
   const Tensor out =
@@ -96,17 +108,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, OptionalTensor> forward(
   of_dtype(query, [&](auto zero) {
     using T = decltype(zero);
     Forward<T> p;
-    p.shape = shape;
-    p.query = aligned_rows<T>("query", query, query), p.key = aligned_rows<T>("key", key, query);
-    p.value = rows_of<T>("value", value, query, shape.length);
-    p.key_map = map_of<T>(key, FORWARD_KEYS);
-    set_weight(p, row_weight);
+    p.product = product_of<T>(query, key, shape);
+    p.value = aligned_rows<T>("value", value, query, shape.length);
+    p.value_map = map_of<T>(value, TILE_ROWS);
+    set_weight(p, shape, row_weight);
     p.out = data_of<T>(out);
     p.weights = data_of<float>(weights), p.row_max = data_of<float>(row_max), p.row_sum = data_of<float>(row_sum);
-    p.chunks = chunks_of(query);
-    p.blocks = (shape.computed + FORWARD_ROWS - 1) / FORWARD_ROWS;
-    const dim3 grid(static_cast<unsigned>(shape.batch * shape.heads * p.blocks));
-    device.launch(forward_kernel<T>, grid, dim3(FORWARD_THREADS), forward_shared_bytes(p.chunks), p);
+    const int blocks = (shape.computed + TILE_ROWS - 1) / TILE_ROWS;
+    const dim3 grid(static_cast<unsigned>(shape.batch * shape.heads * blocks));
+    const auto kernel = stages_of(p.product.chunks) == 4 ? forward_kernel<T, 4> : forward_kernel<T, 6>;
+    device.launch(kernel, grid, dim3(TILE_THREADS), tile_shared_bytes(p.product.chunks), p);
   });
   return results;
 }
@@ -126,10 +137,13 @@ void row_gradients(const OptionalTensor& grad_out, const OptionalTensor& grad_we
     RowGradients<T> p;
     p.shape = shape;
     p.slots = slots_of(first_slot, slot_order, shape);
-    p.value = rows_of<T>("value", value, value, shape.length);
-    if (grad_out) p.grad_out = rows_of<T>("grad_out", *grad_out, value, shape.computed);
+    p.value = aligned_rows<T>("value", value, value, shape.length);
+    if (grad_out) {
+      p.grad_out = aligned_rows<T>("grad_out", *grad_out, value, shape.computed);
+      STD_TORCH_CHECK(p.grad_out.width == p.value.width, "grad_out has the wrong width");
+    }
     p.grad_weights = grad_weights ? statistics("grad_weights", *grad_weights, shape, shape.computed) : nullptr;
-    set_weight(p, row_weight);
+    set_weight(p, shape, row_weight);
     p.weights = statistics("weights", weights, shape, shape.computed);
     p.row_sum = statistics("row_sum", row_sum, shape, shape.computed);
     p.slot_f = statistics("slot_f", slot_f, shape, shape.computed);
@@ -140,6 +154,34 @@ void row_gradients(const OptionalTensor& grad_out, const OptionalTensor& grad_we
                                    {shape.batch, shape.heads, shape.length, value.size(3)});
     p.d_weight = d_weight ? statistics("d_weight", *d_weight, shape, shape.length) : nullptr;
     device.launch(row_gradients_kernel<T>, dim3(static_cast<unsigned>((count + 7) / 8)), dim3(256), 0, p);
+  });
+}
+
+void score_gradients(const Tensor& query, const Tensor& key, double scale, const Tensor& row_max, const Tensor& f,
+                     const Tensor& c, int64_t first_head, const Tensor& d_scores) {
+  const Shape shape = shape_of(query, scale, std::nullopt, std::nullopt);
+  const int64_t heads = d_scores.size(0), row = d_scores.size(2);
+  STD_TORCH_CHECK(first_head >= 0 && first_head + heads <= int64_t{shape.batch} * shape.heads,
+                  "there are no so many heads");
+  STD_TORCH_CHECK(row % 8 == 0 && row >= shape.length && row < shape.length + 8,
+                  "rows of d_scores must have N columns and as many more as a multiple of 8 needs");
+  if (heads * shape.length == 0) return;
+  const cuda::Device device(query);
+  of_dtype(query, [&](auto zero) {
+    using T = decltype(zero);
+    ScoreGradients<T> p;
+    p.product = product_of<T>(query, key, shape);
+    p.row_max = statistics("row_max", row_max, shape, shape.length);
+    p.f = statistics("f", f, shape, shape.length), p.c = statistics("c", c, shape, shape.length);
+    p.d_scores = contiguous_data<T>("d_scores", d_scores, query.scalar_type(), {heads, shape.length, row});
+    p.row = static_cast<int>(row), p.first_head = static_cast<int>(first_head);
+    const int blocks = static_cast<int>(heads) * ((shape.length + TILE_ROWS - 1) / TILE_ROWS);
+    const int tiles = (shape.length + TILE_KEYS - 1) / TILE_KEYS, wanted = 4 * device.multiprocessors();
+    p.splits = std::min(tiles, (wanted + blocks - 1) / blocks);  // so that the last wave of blocks is a short one
+    const dim3 grid(static_cast<unsigned>(blocks * p.splits));
+    const auto kernel =
+        stages_of(p.product.chunks) == 4 ? score_gradients_kernel<T, 4> : score_gradients_kernel<T, 6>;
+    device.launch(kernel, grid, dim3(TILE_THREADS), tile_shared_bytes(p.product.chunks), p, static_cast<int>(heads));
   });
 }
 
@@ -156,7 +198,9 @@ void pass(const Tensor& query, const Tensor& key, double scale, const OptionalTe
     Pass<T> p{};
     p.shape = shape;
     if (QUERIES) p.slots = slots_of(first_slot, slot_order, shape);
-    p.query = aligned_rows<T>("query", query, query), p.key = aligned_rows<T>("key", key, query);
+    p.query = aligned_rows<T>("query", query, query, shape.length);
+    p.key = aligned_rows<T>("key", key, query, shape.length);
+    STD_TORCH_CHECK(p.query.width == p.key.width && p.key.width <= 512, "rows must be of at most 512 columns");
     p.row_max = statistics("row_max", row_max, shape, shape.computed);
     p.f = statistics("f", f, shape, QUERIES ? shape.length : shape.computed);
     p.c = statistics("c", c, shape, QUERIES ? shape.length : shape.computed);
@@ -196,6 +240,7 @@ void key_gradients(const Tensor& query, const Tensor& key, double scale, const O
 MICRON_CUDA_OPERATORS(m) {
   m.impl("diagonal_attention", TORCH_BOX(&micron::diagonal_attention::forward));
   m.impl("diagonal_attention_row_gradients", TORCH_BOX(&micron::diagonal_attention::row_gradients));
+  m.impl("diagonal_attention_score_gradients", TORCH_BOX(&micron::diagonal_attention::score_gradients));
   m.impl("diagonal_attention_query_gradients", TORCH_BOX(&micron::diagonal_attention::query_gradients));
   m.impl("diagonal_attention_key_gradients", TORCH_BOX(&micron::diagonal_attention::key_gradients));
 }

@@ -21,6 +21,22 @@ struct Rows {
   }
 };
 
+// Eight elements, which one instruction moves.
+template <class T>
+struct Eight {
+  uint4 bits;
+
+  static __device__ Eight load(const T* from) { return {*reinterpret_cast<const uint4*>(from)}; }
+  static __device__ Eight of(const float (&x)[8]) {
+    Eight result;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) reinterpret_cast<T*>(&result.bits)[i] = static_cast<T>(x[i]);
+    return result;
+  }
+  __device__ float operator[](int i) const { return static_cast<float>(reinterpret_cast<const T*>(&bits)[i]); }
+  __device__ void store(T* to) const { *reinterpret_cast<uint4*>(to) = bits; }
+};
+
 struct Shape {
   int batch, heads, length, computed;
   float scale, scale_log2;
@@ -35,6 +51,20 @@ struct Shape {
     if (slot >= computed) return -1;
     const int64_t n = rows == nullptr ? slot : rows[int64_t{b} * computed + slot];
     return n >= 0 && n < length && visible(b, static_cast<int>(n)) ? static_cast<int>(n) : -1;
+  }
+  // Scores are negated for a negative scale, and 0 times a masked one would be NaN.
+  __device__ float positive_scale_log2() const { return fmaxf(fabsf(scale_log2), 1e-30f); }
+};
+
+// Which rows of which head (of all batch entries) a block has. Blocks of fewer rows come last: they fill the gaps that
+// the others leave when the last of them run.
+struct Block {
+  int head, first_row;
+
+  static __device__ Block of(int index, int heads, int count, int rows) {
+    const int whole = count / rows;
+    if (index < heads * whole) return {index / whole, index % whole * rows};
+    return {index - heads * whole, whole * rows};
   }
 };
 
@@ -53,19 +83,6 @@ __device__ inline float warp_sum(float x) {
   return x;
 }
 
-// q_i k_i, by one warp.
-template <class T>
-__device__ float row_product(const T* a, const T* b, int width) {
-  float sum = 0;
-  for (int e = threadIdx.x % 32 * 8; e < width; e += 256) {
-    const uint4 x = *reinterpret_cast<const uint4*>(a + e), y = *reinterpret_cast<const uint4*>(b + e);
-    const T *xs = reinterpret_cast<const T*>(&x), *ys = reinterpret_cast<const T*>(&y);
-#pragma unroll
-    for (int i = 0; i < 8; ++i) sum += static_cast<float>(xs[i]) * static_cast<float>(ys[i]);
-  }
-  return warp_sum(sum);
-}
-
 // Rows of x at `positions` (in shared memory; zeros where -1) to shared memory, chunk by chunk of 64 columns.
 template <class T>
 __device__ void load_block(unsigned char* to, const Rows<T>& x, const int* positions, int count, int chunks, int batch,
@@ -74,10 +91,10 @@ __device__ void load_block(unsigned char* to, const Rows<T>& x, const int* posit
   for (int i = thread; i < count * vectors; i += threads) {
     const int row = i / vectors, vector = i % vectors;
     const bool there = positions[row] >= 0 && vector * 8 < x.width;
-    const uint4 value = there ? *reinterpret_cast<const uint4*>(x.row(batch, head, positions[row]) + vector * 8)
-                              : uint4{0, 0, 0, 0};
-    *reinterpret_cast<uint4*>(to + vector / 8 * count * 128 + cuda::swizzled(row, vector % 8 * 16)) = value;
+    const T* from = there ? x.row(batch, head, positions[row]) + vector * 8 : x.data;
+    cuda::copy_async(to + vector / 8 * count * 128 + cuda::swizzled(row, vector % 8 * 16), from, there);
   }
+  cuda::copy_async_wait();
 }
 
 }  // namespace micron::diagonal_attention

@@ -1,216 +1,198 @@
-// Forward for Hopper: 128 rows a block, kept in shared memory, against all keys, which a producer warp streams in.
+// Forward for Hopper: the scores of a block of rows, tile by tile of keys, under a running maximum and sum.
 #pragma once
 
-#include "device.cuh"
+#include "scores.cuh"
 
 namespace micron::diagonal_attention {
 
-constexpr int FORWARD_ROWS = 128, FORWARD_KEYS = 128, FORWARD_STAGES = 6;
-constexpr int FORWARD_THREADS = 256 + 32;  // two warpgroups of 64 rows, and the producer
-constexpr int FORWARD_STAGE_BYTES = FORWARD_KEYS * 128;
-
 template <class T>
 struct Forward {
-  TensorMap key_map;
-  Shape shape;
-  Rows<T> query, key, value;
+  Product<T> product;
+  TensorMap value_map;
+  Rows<T> value;  // gathered, row by row, where there are `rows`
   const float* row_weight;
   int64_t weight_b, weight_h, weight_n;
-  T* out;
+  T* out;  // rows of value.width
   float *weights, *row_max, *row_sum;
-  int chunks, blocks;  // of 64 columns a row; of 128 rows a head
 };
-
-inline size_t forward_shared_bytes(int chunks) {
-  return static_cast<size_t>(chunks) * FORWARD_ROWS * 128 + FORWARD_STAGES * (FORWARD_STAGE_BYTES + 16) +
-         FORWARD_ROWS * 8;
-}
 
 #ifdef MICRON_HOPPER
 
-template <class T>
-struct ForwardShared {
-  unsigned char *query, *keys;
-  uint64_t *full, *empty;
-  float* diagonal;
-  int* position;
-
-  __device__ ForwardShared(unsigned char* memory, int chunks) {
-    query = memory;
-    keys = query + chunks * FORWARD_ROWS * 128;
-    full = reinterpret_cast<uint64_t*>(keys + FORWARD_STAGES * FORWARD_STAGE_BYTES);
-    empty = full + FORWARD_STAGES;
-    diagonal = reinterpret_cast<float*>(empty + FORWARD_STAGES);
-    position = reinterpret_cast<int*>(diagonal + FORWARD_ROWS);
-  }
-};
-
-template <class T>
-__device__ void stream_keys(const Forward<T>& p, const ForwardShared<T>& shared, int batch, int head) {
-  const int steps = (p.shape.length + FORWARD_KEYS - 1) / FORWARD_KEYS * p.chunks;
-  for (int step = 0; step < steps; ++step) {
-    const int stage = step % FORWARD_STAGES, round = step / FORWARD_STAGES;
-    if (round > 0) cuda::barrier_wait(&shared.empty[stage], (round - 1) & 1);
-    cuda::barrier_arrive_expect(&shared.full[stage], FORWARD_STAGE_BYTES);
-    cuda::tensor_load(shared.keys + stage * FORWARD_STAGE_BYTES, &p.key_map, &shared.full[stage],
-                      step % p.chunks * CHUNK, step / p.chunks * FORWARD_KEYS, head, batch);
-  }
-}
-
-// Running maximum and sum of the two rows of a thread, over the columns that it has seen.
+// Of the two rows of a thread, over the columns that it has seen: the highest score, unscaled, and the sum of the
+// exponentials under it. `scale` is positive, in units of log 2.
 struct Statistics {
   float maximum[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
 
-  __device__ void add_tile(const float (&scores)[64]) {
+  template <int COUNT>
+  __device__ void add_tile(const float (&scores)[COUNT], float scale) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       float highest = maximum[r];
 #pragma unroll
-      for (int i = 0; i < 32; ++i) highest = fmaxf(highest, scores[i / 2 * 4 + r * 2 + i % 2]);
-      const float finite = highest == -INFINITY ? 0.f : highest;
-      float total = sum[r] * exp2_of(maximum[r] - finite);
+      for (int i = 0; i < COUNT / 2; ++i) highest = fmaxf(highest, scores[i / 2 * 4 + r * 2 + i % 2]);
+      const float offset = offset_of(highest, scale);
+      float parts[4] = {sum[r] * exp2_of(fmaf(maximum[r], scale, offset)), 0, 0, 0};  // short chains of additions
 #pragma unroll
-      for (int i = 0; i < 32; ++i) total += exp2_of(scores[i / 2 * 4 + r * 2 + i % 2] - finite);
-      maximum[r] = highest, sum[r] = total;
+      for (int i = 0; i < COUNT / 2; ++i) {
+        parts[i % 4] += exp2_of(fmaf(scores[i / 2 * 4 + r * 2 + i % 2], scale, offset));
+      }
+      maximum[r] = highest, sum[r] = (parts[0] + parts[1]) + (parts[2] + parts[3]);
     }
   }
 
-  __device__ void merge(int r, float other_maximum, float other_sum) {
-    const float highest = fmaxf(maximum[r], other_maximum);
-    const float finite = highest == -INFINITY ? 0.f : highest;
-    sum[r] = sum[r] * exp2_of(maximum[r] - finite) + other_sum * exp2_of(other_maximum - finite);
+  __device__ void merge(int r, float other_maximum, float other_sum, float scale) {
+    const float highest = fmaxf(maximum[r], other_maximum), offset = offset_of(highest, scale);
+    sum[r] = sum[r] * exp2_of(fmaf(maximum[r], scale, offset)) +
+             other_sum * exp2_of(fmaf(other_maximum, scale, offset));
     maximum[r] = highest;
+  }
+
+  // 0 where every score so far is masked.
+  static __device__ float offset_of(float highest, float scale) {
+    return highest == -INFINITY ? 0.f : -highest * scale;
   }
 };
 
-// The scores of 64 rows and 128 keys, over all chunks of columns.
-template <class T>
-__device__ void scores_of_tile(const Forward<T>& p, const ForwardShared<T>& shared, int group, int tile,
-                               float (&scores)[64]) {
-  const bool speaks = threadIdx.x % 32 == 0;
-#pragma unroll
-  for (int i = 0; i < 64; ++i) scores[i] = 0;
-  for (int chunk = 0; chunk < p.chunks; ++chunk) {
-    const int step = tile * p.chunks + chunk, stage = step % FORWARD_STAGES;
-    cuda::barrier_wait(&shared.full[stage], step / FORWARD_STAGES & 1);
-    const unsigned char* q = shared.query + (chunk * FORWARD_ROWS + group * 64) * 128;
-    const unsigned char* k = shared.keys + stage * FORWARD_STAGE_BYTES;
-    cuda::wgmma_fence();
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      cuda::Wgmma<T, 128, false>::run(scores, cuda::matrix_descriptor(q + i * 32), cuda::matrix_descriptor(k + i * 32));
-    }
-    cuda::wgmma_commit();
-    if (chunk > 0) {  // the products of the chunk before are done: its stage is free
-      cuda::wgmma_wait<1>();
-      if (speaks) cuda::barrier_arrive(&shared.empty[(step - 1) % FORWARD_STAGES]);
-    }
-  }
-  cuda::wgmma_wait<0>();
-  if (speaks) cuda::barrier_arrive(&shared.empty[(tile * p.chunks + p.chunks - 1) % FORWARD_STAGES]);
-}
-
-template <class T>
-__device__ void attend(const Forward<T>& p, const ForwardShared<T>& shared, int first_slot, int batch, int head,
-                       int head_index) {
-  const Shape& shape = p.shape;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = warp / 4;
-  const int row = warp * 16 + lane / 4;  // of the block; the other row of this thread is 8 below
+// p_ii of this thread's rows, and to shared memory w_i p_ii, what each row of value is multiplied by.
+template <class T, int STAGES>
+__device__ void weigh_rows(const Forward<T>& p, const TileShared<STAGES>& shared, Ring<STAGES>& ring, int first_slot,
+                           int batch, int head, int head_index) {
+  const Shape& shape = p.product.shape;
+  const float scale = shape.positive_scale_log2();
+  const int row = Holder::row(), lane = threadIdx.x % 32;
   const int position[2] = {shared.position[row], shared.position[row + 8]};
-
   Statistics statistics;
-  float scores[64];
-  const int tiles = (shape.length + FORWARD_KEYS - 1) / FORWARD_KEYS;
-  for (int tile = 0; tile < tiles; ++tile) {
-    scores_of_tile(p, shared, group, tile, scores);
+  float own[2] = {0, 0};  // the score on the diagonal, where this thread holds it
+  const int tiles = (shape.length + TILE_KEYS - 1) / TILE_KEYS;
+  for_tiles(shape.length, 0, tiles, [&](auto keys, int tile) {
+    constexpr int COUNT = decltype(keys)::count / 2;
+    float scores[COUNT];
+    scores_of_tile<decltype(keys)::count>(p.product, shared, ring, tile == 0, scores);
+    if (shape.scale_log2 < 0) {
 #pragma unroll
-    for (int i = 0; i < 64; ++i) scores[i] *= shape.scale_log2;
-    const int first_key = tile * FORWARD_KEYS;
-    const bool holds_diagonal = first_key < first_slot + FORWARD_ROWS && first_slot < first_key + FORWARD_KEYS;
-    if (holds_diagonal || first_key + FORWARD_KEYS > shape.length || shape.rows != nullptr ||
-        shape.key_mask != nullptr) {
+      for (int i = 0; i < COUNT; ++i) scores[i] = -scores[i];
+    }
+    const int first_key = tile * TILE_KEYS;
+    const bool holds_diagonal = first_key < first_slot + TILE_ROWS && first_slot < first_key + TILE_KEYS;
+    if (holds_diagonal || first_key + TILE_KEYS > shape.length || shape.rows != nullptr || shape.key_mask != nullptr) {
 #pragma unroll
-      for (int i = 0; i < 64; ++i) {
-        const int key = first_key + i / 4 * 8 + lane % 4 * 2 + i % 2;
-        if (!shape.visible(batch, key) || key == position[i / 2 % 2]) scores[i] = -INFINITY;
+      for (int i = 0; i < COUNT; ++i) {
+        const int key = first_key + Holder::column(i), r = i / 2 % 2;
+        if (key == position[r]) own[r] = scores[i];
+        if (key == position[r] || !shape.visible(batch, key)) scores[i] = -INFINITY;
       }
     }
-    statistics.add_tile(scores);
-  }
+    statistics.add_tile(scores, scale);
+  });
 
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    for (int bits = 1; bits < 4; bits *= 2) {
+    for (int bits = 1; bits < 4; bits *= 2) {  // the four threads of a row
       const float maximum = __shfl_xor_sync(0xffffffffu, statistics.maximum[r], bits);
-      statistics.merge(r, maximum, __shfl_xor_sync(0xffffffffu, statistics.sum[r], bits));
+      statistics.merge(r, maximum, __shfl_xor_sync(0xffffffffu, statistics.sum[r], bits), scale);
+      own[r] += __shfl_xor_sync(0xffffffffu, own[r], bits);
     }
     const bool there = position[r] >= 0;
-    const float own = there ? shared.diagonal[row + 8 * r] : -INFINITY;
-    statistics.merge(r, own, there ? 1.f : 0.f);
-    const float maximum = statistics.maximum[r] == -INFINITY ? 0.f : statistics.maximum[r];
-    const float sum = statistics.sum[r] == 0 ? 1.f : statistics.sum[r];
-    const float weight = there ? exp2_of(own - maximum) / sum : 0.f;
+    statistics.merge(r, there ? own[r] : -INFINITY, there ? 1.f : 0.f, scale);
+    const float offset = there ? Statistics::offset_of(statistics.maximum[r], scale) : 0.f;
+    const float sum = there && statistics.sum[r] != 0 ? statistics.sum[r] : 1.f;
+    const float weight = there ? exp2_of(fmaf(own[r], scale, offset)) / sum : 0.f;
     const int slot = first_slot + row + 8 * r;
-    __syncwarp();
     if (lane % 4 == 0) {
-      shared.diagonal[row + 8 * r] = weight;
+      float factor = weight;
+      if (there && p.row_weight != nullptr) {
+        factor *= p.row_weight[batch * p.weight_b + head * p.weight_h + position[r] * p.weight_n];
+      }
+      shared.factor[row + 8 * r] = factor;
       if (slot < shape.computed) {
         const int64_t index = int64_t{head_index} * shape.computed + slot;
-        p.weights[index] = weight, p.row_max[index] = maximum, p.row_sum[index] = sum;
+        p.weights[index] = weight, p.row_max[index] = -offset, p.row_sum[index] = sum;
       }
     }
   }
   __syncwarp();
+}
 
-  for (int r = warp * 16; r < warp * 16 + 16; ++r) {  // out_i = w_i p_i v_i
-    const int slot = first_slot + r, n = shared.position[r];
-    if (slot >= shape.computed) break;
-    float factor = shared.diagonal[r];
-    if (n >= 0 && p.row_weight != nullptr) {
-      factor *= p.row_weight[batch * p.weight_b + head * p.weight_h + n * p.weight_n];
+// A factor times eight elements; 0 where there is no row, whatever they hold.
+template <class T>
+__device__ Eight<T> scaled(const Eight<T>& x, float factor, bool there) {
+  float result[8];
+#pragma unroll
+  for (int i = 0; i < 8; ++i) result[i] = there ? factor * x[i] : 0.f;
+  return Eight<T>::of(result);
+}
+
+// out_i = w_i p_ii v_i of the 16 rows of a warp. The rows of value come through the ring, behind the keys.
+template <class T, int STAGES>
+__device__ void write_rows(const Forward<T>& p, const TileShared<STAGES>& shared, Ring<STAGES>& ring, int first_slot,
+                           int head_index) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  T* out = p.out + (int64_t{head_index} * p.product.shape.computed + first_slot) * p.value.width;
+  for (int column = lane % 8 * 8; column - lane % 8 * 8 < p.value.width; column += CHUNK) {
+    cuda::barrier_wait(&shared.full[ring.stage], ring.round);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int row = warp * 16 + i * 4 + lane / 8;
+      const auto value = Eight<T>::load(
+          reinterpret_cast<const T*>(shared.stage(ring) + cuda::swizzled(row, lane % 8 * 16)));
+      if (first_slot + row < p.product.shape.computed && column < p.value.width) {
+        scaled(value, shared.factor[row], shared.position[row] >= 0).store(out + int64_t{row} * p.value.width + column);
+      }
     }
-    T* out = p.out + (int64_t{head_index} * shape.computed + slot) * p.value.width;
-    const T* value = n < 0 ? nullptr : p.value.row(batch, head, n);
-    for (int e = lane; e < p.value.width; e += 32) {
-      out[e] = static_cast<T>(n < 0 ? 0.f : factor * static_cast<float>(value[e]));
+    __syncwarp();
+    free_stage(shared, ring.stage);
+    ring.next();
+  }
+}
+
+// The same with rows of value that are gathered.
+template <class T, int STAGES>
+__device__ void gather_rows(const Forward<T>& p, const TileShared<STAGES>& shared, int first_slot, int batch, int head,
+                            int head_index) {
+  constexpr int IN_FLIGHT = 4;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, vectors = p.value.width / 8;
+  T* out = p.out + (int64_t{head_index} * p.product.shape.computed + first_slot) * p.value.width;
+  for (int first = lane; first < 16 * vectors; first += 32 * IN_FLIGHT) {
+    Eight<T> value[IN_FLIGHT];
+#pragma unroll
+    for (int i = 0; i < IN_FLIGHT; ++i) {
+      const int index = first + 32 * i, n = index < 16 * vectors ? shared.position[warp * 16 + index / vectors] : -1;
+      value[i] = n < 0 ? Eight<T>{} : Eight<T>::load(p.value.row(batch, head, n) + index % vectors * 8);
+    }
+#pragma unroll
+    for (int i = 0; i < IN_FLIGHT; ++i) {
+      const int index = first + 32 * i, row = warp * 16 + index / vectors;
+      if (index >= 16 * vectors || first_slot + row >= p.product.shape.computed) continue;
+      scaled(value[i], shared.factor[row], shared.position[row] >= 0)
+          .store(out + int64_t{row} * p.value.width + index % vectors * 8);
     }
   }
 }
 
 #endif
 
-template <class T>
-__global__ void __launch_bounds__(FORWARD_THREADS, 1) forward_kernel(const __grid_constant__ Forward<T> p) {
+template <class T, int STAGES>
+__global__ void __launch_bounds__(TILE_THREADS, SHARES_SM<STAGES> ? 2 : 1)
+    forward_kernel(const __grid_constant__ Forward<T> p) {
 #ifdef MICRON_HOPPER
   MICRON_DYNAMIC_SHARED(memory);
-  const ForwardShared<T> shared(memory, p.chunks);
-  const int head_index = blockIdx.x / p.blocks, first_slot = blockIdx.x % p.blocks * FORWARD_ROWS;
-  const int batch = head_index / p.shape.heads, head = head_index % p.shape.heads;
-  const int thread = threadIdx.x, warp = thread / 32;
-  if (thread == 0) {
-    for (int i = 0; i < FORWARD_STAGES; ++i) {
-      cuda::barrier_init(&shared.full[i], 1);
-      cuda::barrier_init(&shared.empty[i], 8);  // warps that consume
+  const Shape& shape = p.product.shape;
+  const TileShared<STAGES> shared(memory, p.product.chunks);
+  const Block block = Block::of(blockIdx.x, shape.batch * shape.heads, shape.computed, TILE_ROWS);
+  const int batch = block.head / shape.heads, head = block.head % shape.heads;
+  begin_tiles(p.product, shared, block.first_row, batch, head);
+  Ring<STAGES> ring;
+  if (threadIdx.x < 256) {
+    weigh_rows(p, shared, ring, block.first_row, batch, head, block.head);
+    if (shape.rows == nullptr) write_rows(p, shared, ring, block.first_row, block.head);
+    else gather_rows(p, shared, block.first_row, batch, head, block.head);
+  } else if (threadIdx.x == 256) {
+    const int tiles = (shape.length + TILE_KEYS - 1) / TILE_KEYS;
+    stream_keys(p.product, shared, ring, block.first_row, 0, tiles, head, batch);
+    for (int chunk = 0; shape.rows == nullptr && chunk * CHUNK < p.value.width; ++chunk) {
+      stream_box(shared, ring, &p.value_map, chunk, block.first_row, head, batch);
+      ring.next();
     }
-    cuda::barrier_init_fence();
-  }
-  if (thread < FORWARD_ROWS) shared.position[thread] = p.shape.position(batch, first_slot + thread);
-  __syncthreads();
-  if (warp < 8) {
-    load_block(shared.query, p.query, shared.position, FORWARD_ROWS, p.chunks, batch, head, thread, 256);
-    for (int r = warp * 16; r < warp * 16 + 16; ++r) {
-      const int n = shared.position[r];
-      if (n < 0) continue;
-      const float product = row_product(p.query.row(batch, head, n), p.key.row(batch, head, n), p.query.width);
-      if (thread % 32 == 0) shared.diagonal[r] = product * p.shape.scale_log2;
-    }
-    cuda::async_proxy_fence();
-  }
-  __syncthreads();
-  if (warp < 8) {
-    attend(p, shared, first_slot, batch, head, head_index);
-  } else if (thread % 32 == 0) {
-    stream_keys(p, shared, batch, head);
   }
 #endif
 }

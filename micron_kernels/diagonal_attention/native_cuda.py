@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._extension import operators, with_contiguous_rows
+from .._extension import operators
 from .arguments import Gradients, Inputs, Saved, Wanted
 from .rows import slots_of_positions, weight_per_head
 
@@ -22,9 +22,26 @@ def _aligned(x: Tensor) -> Tensor:
     strides = all(stride > 0 and stride % elements == 0 for stride in x.stride()[:3])
     if width and width % elements == 0 and x.stride(3) == 1 and strides and x.data_ptr() % ALIGNMENT == 0:
         return x
-    wide = x.new_zeros((*x.shape[:3], max(elements, -(-width // elements) * elements)))
+    wide = x.new_zeros((*x.shape[:3], _padded(width)))
     wide[..., :width] = x
     return wide
+
+
+def _padded(size: int) -> int:
+    """The next multiple of what is aligned."""
+    elements = ALIGNMENT // DTYPES[0].itemsize
+    return max(elements, -(-size // elements) * elements)
+
+
+def _of_width(x: Tensor, width: int) -> Tensor:
+    """``x`` without the columns that were added to align its rows."""
+    return x if x.shape[3] == width else x[..., :width].contiguous()
+
+
+def _heads_at_a_time(query: Tensor) -> int:
+    """Of how many heads the scores take no more bytes than query and key; 0 where those of one do not."""
+    length = query.shape[2]
+    return 2 * query.numel() // max(1, length * _padded(length))
 
 
 def _contiguous(x: Tensor | None) -> Tensor | None:
@@ -37,14 +54,43 @@ def forward(inputs: Inputs, keep: bool) -> tuple[Tensor, Saved]:
     out, *saved = operators.diagonal_attention(
         _aligned(query),
         _aligned(key),
-        value,
+        _aligned(value),
         scale,
         weight_per_head(row_weight, query.shape[1]),
         _contiguous(rows),
         _contiguous(key_mask),
         False,
     )
-    return out, Saved(*saved)
+    return _of_width(out, value.shape[3]), Saved(*saved)
+
+
+def _gradients_by_scores(
+    query: Tensor,
+    key: Tensor,
+    scale: float,
+    row_max: Tensor,
+    f: Tensor,
+    c: Tensor,
+    d_query: Tensor | None,
+    d_key: Tensor | None,
+) -> None:
+    """dQ = scale · dS K and dK = scale · dSᵀ Q, each by one product of torch's, of so many heads at a time that their
+    dS take no more memory than query and key."""
+    batch, heads, length, _ = query.shape
+    most, row = _heads_at_a_time(query), _padded(length)
+    parts = -(-batch * heads // most)
+    at_a_time = -(-batch * heads // parts)
+    scratch = query.new_empty((at_a_time, length, row))
+    queries, keys = query.flatten(0, 1), key.flatten(0, 1)
+    for first in range(0, batch * heads, at_a_time):
+        these = slice(first, min(first + at_a_time, batch * heads))
+        d_scores = scratch[: these.stop - first]
+        operators.diagonal_attention_score_gradients(query, key, scale, row_max, f, c, first, d_scores)
+        d_scores = d_scores[..., :length]
+        for result, of, others in ((d_query, d_scores, keys), (d_key, d_scores.mT, queries)):
+            if result is not None:
+                into = result.view(-1, *result.shape[2:])[these]
+                torch.baddbmm(into, of, others[these], beta=0, alpha=scale, out=into)
 
 
 def backward(
@@ -54,7 +100,7 @@ def backward(
     query, key, value, scale, row_weight, rows, key_mask = inputs
     weights, row_max, row_sum, _ = saved
     batch, heads, length, width = query.shape
-    q, k = _aligned(query), _aligned(key)
+    q, k, v = _aligned(query), _aligned(key), _aligned(value)
     row_max, row_sum = row_max.contiguous(), row_sum.contiguous()
     rows, key_mask = _contiguous(rows), _contiguous(key_mask)
     first_slot, slot_order = (None, None) if rows is None else slots_of_positions(rows, length)
@@ -64,14 +110,14 @@ def backward(
         position_f, position_c = (
             query.new_empty((batch, heads, length), dtype=torch.float32) for _ in range(2)
         )
-    d_value = value.new_empty(value.shape)
+    d_value = v.new_empty(v.shape)
     d_weight = None
     if wanted.row_weight and row_weight is not None:
         d_weight = query.new_empty((batch, heads, length), dtype=torch.float32)
     operators.diagonal_attention_row_gradients(
-        None if grad_out is None else with_contiguous_rows(grad_out),
+        None if grad_out is None else _aligned(grad_out),
         _contiguous(grad_weights),
-        with_contiguous_rows(value),
+        v,
         weight_per_head(row_weight, heads),
         key_mask,
         weights.contiguous(),
@@ -85,21 +131,25 @@ def backward(
         d_value,
         d_weight,
     )
-    d_query, d_key = None, None
-    if wanted.query:  # rows that are not computed, or masked, are not written
-        d_query = q.new_empty(q.shape) if rows is None and key_mask is None else q.new_zeros(q.shape)
-        operators.diagonal_attention_query_gradients(
-            q, k, scale, rows, key_mask, row_max, first_slot, slot_order, position_f, position_c, d_query
-        )
-        d_query = d_query[..., :width].contiguous()
-    if wanted.key:
-        d_key = k.new_empty(k.shape)
-        operators.diagonal_attention_key_gradients(
-            q, k, scale, rows, key_mask, row_max, slot_f, slot_c, d_key
-        )
-        d_key = d_key[..., :width].contiguous()
-    if d_weight is None or row_weight is None:
-        d_weight = None
+    # Rows that are not computed, or masked, are not written.
+    d_query = q.new_empty(q.shape) if rows is None and key_mask is None else q.new_zeros(q.shape)
+    d_query, d_key = d_query if wanted.query else None, k.new_empty(k.shape) if wanted.key else None
+    if rows is None and key_mask is None and _heads_at_a_time(q):
+        _gradients_by_scores(q, k, scale, row_max, slot_f, slot_c, d_query, d_key)
     else:
+        if d_query is not None:
+            operators.diagonal_attention_query_gradients(
+                q, k, scale, rows, key_mask, row_max, first_slot, slot_order, position_f, position_c, d_query
+            )
+        if d_key is not None:
+            operators.diagonal_attention_key_gradients(
+                q, k, scale, rows, key_mask, row_max, slot_f, slot_c, d_key
+            )
+    if d_weight is not None and row_weight is not None:
         d_weight = (d_weight.sum(1) if row_weight.dim() == 2 else d_weight).to(row_weight.dtype)
-    return d_query, d_key, d_value if wanted.value else None, d_weight
+    return (
+        None if d_query is None else _of_width(d_query, width),
+        None if d_key is None else _of_width(d_key, width),
+        _of_width(d_value, value.shape[3]) if wanted.value else None,
+        d_weight,
+    )

@@ -136,6 +136,11 @@ void wgmma_wait() {
   __syncwarp();  // .aligned: a warp waits as one
 }
 
+template <int COUNT>
+void wgmma_wait(float (&)[COUNT]) {
+  wgmma_wait<0>();
+}
+
 template <class T, int N, bool B_ROWS>
 struct Wgmma {
   static float at(int address) {
