@@ -60,7 +60,8 @@ class Bench:
             for name in ("triton", "native")
             if why_not(available, name, self.device, dtypes, **sizes) is None
         ]
-        chosen = choose(ops.__name__, None, available, self.device, *dtypes, **sizes)
+        operator = ops.__name__.split(".")[-2]
+        chosen = choose(operator, None, available, self.device, *dtypes, **sizes)
         return sorted(kernels, key=lambda name: name != chosen)
 
     def exact(self, x: Tensor) -> Tensor:

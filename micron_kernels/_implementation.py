@@ -17,17 +17,25 @@ from . import _extension
 
 Impl = Literal["reference", "native", "triton"]
 
-#: What serves a call without ``impl``, by device: the first that can. CPU: as measured, bench/results, but not where
-#: torch multiplies bf16 by AMX, which would favour the eager formula: no such processor was at hand. CUDA: not measured
-#: yet; Triton's kernels come first, since one source serves every architecture.
+#: What serves a call without ``impl``, by device: the first that can. As measured, bench/results, but not where a
+#: CPU's torch multiplies bf16 by AMX, which would favour the eager formula: no such processor was at hand.
 ORDER: dict[str, tuple[Impl, ...]] = {
     "cpu": ("native", "reference"),
     "cuda": ("triton", "native", "reference"),
+}
+#: Of operators that differ: what is written for one GPU, and faster there, goes before what runs on all of them.
+ORDER_OF: dict[str, dict[str, tuple[Impl, ...]]] = {
+    "diagonal_attention": {"cuda": ("native", "triton", "reference")},
 }
 
 NAMES: tuple[str, ...] = ("reference", "triton", "native")
 
 logger = logging.getLogger("micron_kernels")
+
+
+def order(operator: str, device_type: str) -> tuple[Impl, ...]:
+    """What may serve a call without ``impl``, what is preferred first."""
+    return ORDER_OF.get(operator, ORDER).get(device_type) or ORDER.get(device_type, ("reference",))
 
 
 def interpreted() -> bool:
@@ -107,10 +115,10 @@ def choose(
 
     An explicit ``impl`` is served by exactly that implementation or raises: ValueError for a name that no
     operator has, RuntimeError for one that this operator does not have here or that cannot take the call.
-    ``None`` takes the first of ``ORDER`` that can; a debug log says to what it fell back and why.
+    ``None`` takes the first of :func:`order` that can; a debug log says to what it fell back and why.
     """
     if impl is None:
-        for name in ORDER.get(device.type, ("reference",)):
+        for name in order(operator, device.type):
             why = why_not(available, name, device, dtypes, **sizes)
             if why is None:
                 if name == "reference" and "native" not in available:

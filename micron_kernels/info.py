@@ -8,7 +8,7 @@ import platform
 import torch
 
 from . import __version__, _extension
-from ._implementation import ORDER, why_not
+from ._implementation import order, why_not
 from .diagonal_attention import ops as diagonal_attention
 from .frame_difference import ops as frame_difference
 from .poi_topk import ops as poi_topk
@@ -67,10 +67,10 @@ def describe() -> str:
         for device in devices:
             reasons = {
                 impl: why_not(ops.IMPLEMENTATIONS, impl, device, (torch.float32,))
-                for impl in ORDER[device.type]
+                for impl in order(name, device.type)
             }
             chosen = next(impl for impl, why in reasons.items() if why is None)
-            lines.append(f"{name:<22}{device.type:<6}{chosen:<12}{', '.join(ORDER[device.type])}")
+            lines.append(f"{name:<22}{device.type:<6}{chosen:<12}{', '.join(order(name, device.type))}")
             lines += [f"{'':<28}not {impl}: {why}" for impl, why in reasons.items() if why is not None]
     return "\n".join(lines)
 

@@ -75,11 +75,12 @@ __device__ void weigh_rows(const Forward<T>& p, const TileShared<STAGES>& shared
     const int first_key = tile * TILE_KEYS;
     const bool holds_diagonal = first_key < first_slot + TILE_ROWS && first_slot < first_key + TILE_KEYS;
     if (holds_diagonal || first_key + TILE_KEYS > shape.length || shape.rows != nullptr || shape.key_mask != nullptr) {
+      const Visible visible(shape, batch, first_key);
 #pragma unroll
       for (int i = 0; i < COUNT; ++i) {
         const int key = first_key + Holder::column(i), r = i / 2 % 2;
         if (key == position[r]) own[r] = scores[i];
-        if (key == position[r] || !shape.visible(batch, key)) scores[i] = -INFINITY;
+        if (key == position[r] || !visible.sees(i)) scores[i] = -INFINITY;
       }
     }
     statistics.add_tile(scores, scale);

@@ -123,6 +123,21 @@ struct Holder {
   static __device__ int column(int i) { return i / 4 * 8 + threadIdx.x % 4 * 2 + i % 2; }
 };
 
+// Which of the 128 keys from `first_key` on may be attended to, bit by bit. Score i is of a key that may be where
+// `sees(i)`.
+struct Visible {
+  unsigned words[4];
+
+  __device__ Visible(const Shape& shape, int batch, int first_key) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const bool visible = shape.visible(batch, first_key + 32 * i + static_cast<int>(threadIdx.x % 32));
+      words[i] = __ballot_sync(0xffffffffu, visible) >> threadIdx.x % 4 * 2;
+    }
+  }
+  __device__ bool sees(int i) const { return words[i / 16] >> (i / 4 % 4 * 8 + i % 2) & 1; }
+};
+
 // Unscaled scores of this group's 64 rows and KEYS keys, over all chunks of columns.
 template <int KEYS, class T, int STAGES>
 __device__ void scores_of_tile(const Product<T>& p, const TileShared<STAGES>& shared, Ring<STAGES>& ring, bool is_first,

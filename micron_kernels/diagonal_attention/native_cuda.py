@@ -7,41 +7,28 @@ from torch import Tensor
 
 from .._extension import operators
 from .arguments import Gradients, Inputs, Saved, Wanted
+from .by_scores import ALIGNED_BYTES, aligned_size, gradients_by_scores, heads_at_a_time
 from .rows import slots_of_positions, weight_per_head
 
 #: wgmma multiplies halves alone, and the rows of a block must fit its shared memory.
 DTYPES = (torch.bfloat16, torch.float16)
 MAX_WIDTH = 512
-ALIGNMENT = 16  # bytes: of what the copy engine reads
 
 
 def _aligned(x: Tensor) -> Tensor:
     """``x`` with rows that start at multiples of 16 bytes and no stride of 0: itself, or a copy, wider if need be."""
-    elements = ALIGNMENT // x.itemsize
-    width = x.shape[3]
+    width, elements = x.shape[3], ALIGNED_BYTES // x.itemsize
     strides = all(stride > 0 and stride % elements == 0 for stride in x.stride()[:3])
-    if width and width % elements == 0 and x.stride(3) == 1 and strides and x.data_ptr() % ALIGNMENT == 0:
+    if width and width % elements == 0 and x.stride(3) == 1 and strides and x.data_ptr() % ALIGNED_BYTES == 0:
         return x
-    wide = x.new_zeros((*x.shape[:3], _padded(width)))
+    wide = x.new_zeros((*x.shape[:3], aligned_size(width, x.dtype)))
     wide[..., :width] = x
     return wide
-
-
-def _padded(size: int) -> int:
-    """The next multiple of what is aligned."""
-    elements = ALIGNMENT // DTYPES[0].itemsize
-    return max(elements, -(-size // elements) * elements)
 
 
 def _of_width(x: Tensor, width: int) -> Tensor:
     """``x`` without the columns that were added to align its rows."""
     return x if x.shape[3] == width else x[..., :width].contiguous()
-
-
-def _heads_at_a_time(query: Tensor) -> int:
-    """Of how many heads the scores take no more bytes than query and key; 0 where those of one do not."""
-    length = query.shape[2]
-    return 2 * query.numel() // max(1, length * _padded(length))
 
 
 def _contiguous(x: Tensor | None) -> Tensor | None:
@@ -62,35 +49,6 @@ def forward(inputs: Inputs, keep: bool) -> tuple[Tensor, Saved]:
         False,
     )
     return _of_width(out, value.shape[3]), Saved(*saved)
-
-
-def _gradients_by_scores(
-    query: Tensor,
-    key: Tensor,
-    scale: float,
-    row_max: Tensor,
-    f: Tensor,
-    c: Tensor,
-    d_query: Tensor | None,
-    d_key: Tensor | None,
-) -> None:
-    """dQ = scale · dS K and dK = scale · dSᵀ Q, each by one product of torch's, of so many heads at a time that their
-    dS take no more memory than query and key."""
-    batch, heads, length, _ = query.shape
-    most, row = _heads_at_a_time(query), _padded(length)
-    parts = -(-batch * heads // most)
-    at_a_time = -(-batch * heads // parts)
-    scratch = query.new_empty((at_a_time, length, row))
-    queries, keys = query.flatten(0, 1), key.flatten(0, 1)
-    for first in range(0, batch * heads, at_a_time):
-        these = slice(first, min(first + at_a_time, batch * heads))
-        d_scores = scratch[: these.stop - first]
-        operators.diagonal_attention_score_gradients(query, key, scale, row_max, f, c, first, d_scores)
-        d_scores = d_scores[..., :length]
-        for result, of, others in ((d_query, d_scores, keys), (d_key, d_scores.mT, queries)):
-            if result is not None:
-                into = result.view(-1, *result.shape[2:])[these]
-                torch.baddbmm(into, of, others[these], beta=0, alpha=scale, out=into)
 
 
 def backward(
@@ -134,8 +92,14 @@ def backward(
     # Rows that are not computed, or masked, are not written.
     d_query = q.new_empty(q.shape) if rows is None and key_mask is None else q.new_zeros(q.shape)
     d_query, d_key = d_query if wanted.query else None, k.new_empty(k.shape) if wanted.key else None
-    if rows is None and key_mask is None and _heads_at_a_time(q):
-        _gradients_by_scores(q, k, scale, row_max, slot_f, slot_c, d_query, d_key)
+    if rows is None and key_mask is None and heads_at_a_time(q):
+
+        def score_gradients(first_head: int, d_scores: Tensor) -> None:
+            operators.diagonal_attention_score_gradients(
+                q, k, scale, row_max, slot_f, slot_c, first_head, d_scores
+            )
+
+        gradients_by_scores(q, k, scale, d_query, d_key, score_gradients)
     else:
         if d_query is not None:
             operators.diagonal_attention_query_gradients(

@@ -9,8 +9,15 @@ from torch import Tensor
 from .._extension import with_contiguous_rows
 from .._triton import Tile, is_hopper, launch, shared_bytes
 from .arguments import Gradients, Inputs, Saved, Wanted
+from .by_scores import gradients_by_scores, heads_at_a_time
 from .rows import slots_of_positions, weight_per_head
-from .triton_kernels import forward_kernel, key_gradients_kernel, query_gradients_kernel, row_gradients_kernel
+from .triton_kernels import (
+    forward_kernel,
+    key_gradients_kernel,
+    query_gradients_kernel,
+    row_gradients_kernel,
+    score_gradients_kernel,
+)
 
 
 def _forward_tile(dtype: torch.dtype, width: int, gathers: bool, device: torch.device) -> Tile:
@@ -152,15 +159,37 @@ def backward(
         COLUMNS=columns,
         num_warps=4,
     )
+    if wanted.query:
+        d_query = (query.new_empty if rows is None else query.new_zeros)((batch, heads, length, width))
+    if wanted.key:
+        d_key = key.new_empty((batch, heads, length, width))
+    layout = (*query.stride()[:3], *key.stride()[:3], scale, heads, length)
+    if rows is None and key_mask is None and query.itemsize == 2 and heads_at_a_time(query):
+        tile = _forward_tile(query.dtype, width, False, query.device)
+
+        def score_gradients(first_head: int, d_scores: Tensor) -> None:
+            blocks = triton.cdiv(length, tile.BLOCK_M) * triton.cdiv(length, tile.BLOCK_N)
+            launch(
+                score_gradients_kernel,
+                (len(d_scores) * blocks,),
+                query,
+                key,
+                row_max,
+                slot_f,
+                slot_c,
+                d_scores,
+                *layout,
+                d_scores.stride(1),
+                first_head,
+                WIDTH=width,
+                **tile.constants(),
+            )
+
+        gradients_by_scores(query, key, scale, d_query, d_key, score_gradients)
+        wanted = wanted._replace(query=False, key=False)
     tile = _backward_tile(query.dtype, width, rows is not None or key_mask is not None, query.device)
-    layout = (*query.stride()[:3], *key.stride()[:3], scale, heads, length, computed)
     flags = {"WIDTH": width, "HAS_ROWS": rows is not None, "HAS_MASK": key_mask is not None}
     if wanted.query:
-        d_query = (
-            query.new_empty((batch, heads, length, width))
-            if rows is None
-            else query.new_zeros((batch, heads, length, width))
-        )
         launch(
             query_gradients_kernel,
             (batch * heads * triton.cdiv(computed, tile.BLOCK_M),),
@@ -175,11 +204,11 @@ def backward(
             position_c,
             d_query,
             *layout,
+            computed,
             **flags,
             **tile.constants(),
         )
     if wanted.key:
-        d_key = key.new_empty((batch, heads, length, width))
         launch(
             key_gradients_kernel,
             (batch * heads * triton.cdiv(length, tile.BLOCK_M),),
@@ -192,6 +221,7 @@ def backward(
             slot_c,
             d_key,
             *layout,
+            computed,
             **flags,
             **tile.constants(),
         )

@@ -8,7 +8,8 @@ f_i = g_i / l_i, c_i = g_i (1 − p_i), dV_i and dw_i; then two passes that make
                                                       dK_j = scale · Σ_i dS_ij q_i
 
 ``rows`` names positions, a *slot* each; a position may have several. What they add to its gradients is summed in the
-order of the slots, so that the result does not depend on which block runs first.
+order of the slots, so that the result does not depend on which block runs first. Halves without ``rows`` or a mask
+need no passes: their dS is stored, and two products of torch's make dQ and dK (``by_scores``).
 """
 
 from __future__ import annotations
@@ -229,6 +230,37 @@ def row_gradients_kernel(
     mask = inside[:, None] & (columns < VALUE_WIDTH)[None, :]
     d_value += head * length * VALUE_WIDTH
     tl.store(d_value + positions.to(tl.int64)[:, None] * VALUE_WIDTH + columns[None, :], sum_dv, mask=mask)
+
+
+@triton.jit
+def score_gradients_kernel(
+    query, key, row_max, f, c, d_scores,
+    query_b, query_h, query_n, key_b, key_h, key_n, scale, heads, length, row, first_head,
+    WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """dS (heads, N, N) of the heads from ``first_head`` on, in rows of ``row`` elements."""
+    blocks_of_keys = tl.cdiv(length, BLOCK_N)
+    blocks = tl.cdiv(length, BLOCK_M) * blocks_of_keys
+    head = (first_head + tl.program_id(0) // blocks).to(tl.int64)
+    block = tl.program_id(0) % blocks
+    positions = (block // blocks_of_keys) * BLOCK_M + tl.arange(0, BLOCK_M)
+    keys = (block % blocks_of_keys) * BLOCK_N + tl.arange(0, BLOCK_N)
+    inside, seen = positions < length, keys < length
+    query = head_of(query, query_b, query_h, head, heads)
+    key = head_of(key, key_b, key_h, head, heads)
+    scores = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for start in range(0, WIDTH, COLUMNS):
+        columns = start + tl.arange(0, COLUMNS)
+        q = load_rows(query, positions, query_n, inside, columns, WIDTH)
+        k = load_rows(key, keys, key_n, seen, columns, WIDTH)
+        scores = multiply(q, tl.trans(k), scores)
+    at = head * length + positions
+    m = tl.load(row_max + at, mask=inside, other=0.0)
+    d_s = -tl.load(f + at, mask=inside, other=0.0)[:, None] * exp(scores * scale - m[:, None], False)
+    on_diagonal = positions[:, None] == keys[None, :]
+    d_s = tl.where(on_diagonal, tl.load(c + at, mask=inside, other=0.0)[:, None], d_s)
+    d_scores += ((head - first_head) * length + positions)[:, None] * row + keys[None, :]
+    tl.store(d_scores, d_s, mask=inside[:, None] & seen[None, :])
 
 
 @triton.jit
