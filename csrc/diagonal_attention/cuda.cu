@@ -90,6 +90,15 @@ Product<T> product_of(const Tensor& query, const Tensor& key, const Shape& shape
   return p;
 }
 
+// As many blocks as the GPU holds at a time, which take the works in turn.
+template <class Kernel, class Parameters>
+void launch_tiles(const cuda::Device& device, Kernel kernel, const Parameters& p) {
+  const int stages = stages_of(p.product.chunks), on_an_sm = stages == 4 ? 2 : 1;
+  const int blocks = std::min(p.product.works, device.multiprocessors() * on_an_sm);
+  device.launch(kernel, dim3(static_cast<unsigned>(blocks)), dim3(TILE_THREADS), tile_shared_bytes(p.product.chunks),
+                p);
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor, OptionalTensor> forward(
     const Tensor& query, const Tensor& key, const Tensor& value, double scale, const OptionalTensor& row_weight,
     const OptionalTensor& rows, const OptionalTensor& key_mask, bool keep) {
@@ -114,10 +123,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, OptionalTensor> forward(
     set_weight(p, shape, row_weight);
     p.out = data_of<T>(out);
     p.weights = data_of<float>(weights), p.row_max = data_of<float>(row_max), p.row_sum = data_of<float>(row_sum);
-    const int blocks = (shape.computed + TILE_ROWS - 1) / TILE_ROWS;
-    const dim3 grid(static_cast<unsigned>(shape.batch * shape.heads * blocks));
-    const auto kernel = stages_of(p.product.chunks) == 4 ? forward_kernel<T, 4> : forward_kernel<T, 6>;
-    device.launch(kernel, grid, dim3(TILE_THREADS), tile_shared_bytes(p.product.chunks), p);
+    p.product.works = shape.batch * shape.heads * ((shape.computed + TILE_ROWS - 1) / TILE_ROWS);
+    launch_tiles(device, stages_of(p.product.chunks) == 4 ? forward_kernel<T, 4> : forward_kernel<T, 6>, p);
   });
   return results;
 }
@@ -174,14 +181,13 @@ void score_gradients(const Tensor& query, const Tensor& key, double scale, const
     p.row_max = statistics("row_max", row_max, shape, shape.length);
     p.f = statistics("f", f, shape, shape.length), p.c = statistics("c", c, shape, shape.length);
     p.d_scores = contiguous_data<T>("d_scores", d_scores, query.scalar_type(), {heads, shape.length, row});
-    p.row = static_cast<int>(row), p.first_head = static_cast<int>(first_head);
-    const int blocks = static_cast<int>(heads) * ((shape.length + TILE_ROWS - 1) / TILE_ROWS);
+    p.row = static_cast<int>(row), p.heads = static_cast<int>(heads), p.first_head = static_cast<int>(first_head);
+    const int works = p.heads * ((shape.length + TILE_ROWS - 1) / TILE_ROWS);
     const int tiles = (shape.length + TILE_KEYS - 1) / TILE_KEYS, wanted = 4 * device.multiprocessors();
-    p.splits = std::min(tiles, (wanted + blocks - 1) / blocks);  // so that the last wave of blocks is a short one
-    const dim3 grid(static_cast<unsigned>(blocks * p.splits));
-    const auto kernel =
-        stages_of(p.product.chunks) == 4 ? score_gradients_kernel<T, 4> : score_gradients_kernel<T, 6>;
-    device.launch(kernel, grid, dim3(TILE_THREADS), tile_shared_bytes(p.product.chunks), p, static_cast<int>(heads));
+    p.splits = std::min(tiles, (wanted + works - 1) / works);  // so that blocks have much the same to do
+    p.product.works = works * p.splits;
+    launch_tiles(device, stages_of(p.product.chunks) == 4 ? score_gradients_kernel<T, 4> : score_gradients_kernel<T, 6>,
+                 p);
   });
 }
 

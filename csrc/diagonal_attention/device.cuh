@@ -56,18 +56,6 @@ struct Shape {
   __device__ float positive_scale_log2() const { return fmaxf(fabsf(scale_log2), 1e-30f); }
 };
 
-// Which rows of which head (of all batch entries) a block has. Blocks of fewer rows come last: they fill the gaps that
-// the others leave when the last of them run.
-struct Block {
-  int head, first_row;
-
-  static __device__ Block of(int index, int heads, int count, int rows) {
-    const int whole = count / rows;
-    if (index < heads * whole) return {index / whole, index % whole * rows};
-    return {index - heads * whole, whole * rows};
-  }
-};
-
 __device__ inline float exp2_of(float x) {
 #ifdef MICRON_EMULATED
   return exp2f(x);
@@ -85,14 +73,14 @@ __device__ inline float warp_sum(float x) {
 
 // Rows of x at `positions` (in shared memory; zeros where -1) to shared memory, chunk by chunk of 64 columns.
 template <class T>
-__device__ void load_block(unsigned char* to, const Rows<T>& x, const int* positions, int count, int chunks, int batch,
-                           int head, int thread, int threads) {
+__device__ void load_block(unsigned char* to, const Rows<T>& x, const int* positions, int count, int chunk_bytes,
+                           int chunks, int batch, int head, int thread, int threads) {
   const int vectors = chunks * 8;
   for (int i = thread; i < count * vectors; i += threads) {
     const int row = i / vectors, vector = i % vectors;
     const bool there = positions[row] >= 0 && vector * 8 < x.width;
     const T* from = there ? x.row(batch, head, positions[row]) + vector * 8 : x.data;
-    cuda::copy_async(to + vector / 8 * count * 128 + cuda::swizzled(row, vector % 8 * 16), from, there);
+    cuda::copy_async(to + vector / 8 * chunk_bytes + cuda::swizzled(row, vector % 8 * 16), from, there);
   }
   cuda::copy_async_wait();
 }

@@ -55,19 +55,19 @@ struct Statistics {
 
 // p_ii of this thread's rows, and to shared memory w_i p_ii, what each row of value is multiplied by.
 template <class T, int STAGES>
-__device__ void weigh_rows(const Forward<T>& p, const TileShared<STAGES>& shared, Ring<STAGES>& ring, int first_slot,
-                           int batch, int head, int head_index) {
+__device__ void weigh_rows(const Forward<T>& p, const TileShared<STAGES>& shared, Ring<STAGES>& ring,
+                           const Work& work, bool is_first) {
   const Shape& shape = p.product.shape;
+  const int first_slot = work.first_row;
   const float scale = shape.positive_scale_log2();
   const int row = Holder::row(), lane = threadIdx.x % 32;
-  const int position[2] = {shared.position[row], shared.position[row + 8]};
   Statistics statistics;
   float own[2] = {0, 0};  // the score on the diagonal, where this thread holds it
   const int tiles = (shape.length + TILE_KEYS - 1) / TILE_KEYS;
   for_tiles(shape.length, 0, tiles, [&](auto keys, int tile) {
     constexpr int COUNT = decltype(keys)::count / 2;
     float scores[COUNT];
-    scores_of_tile<decltype(keys)::count>(p.product, shared, ring, tile == 0, scores);
+    scores_of_tile<decltype(keys)::count>(p.product, shared, ring, is_first && tile == 0, scores);
     if (shape.scale_log2 < 0) {
 #pragma unroll
       for (int i = 0; i < COUNT; ++i) scores[i] = -scores[i];
@@ -75,7 +75,8 @@ __device__ void weigh_rows(const Forward<T>& p, const TileShared<STAGES>& shared
     const int first_key = tile * TILE_KEYS;
     const bool holds_diagonal = first_key < first_slot + TILE_ROWS && first_slot < first_key + TILE_KEYS;
     if (holds_diagonal || first_key + TILE_KEYS > shape.length || shape.rows != nullptr || shape.key_mask != nullptr) {
-      const Visible visible(shape, batch, first_key);
+      const Visible visible(shape, work.batch, first_key);
+      const int position[2] = {shared.position[row], shared.position[row + 8]};
 #pragma unroll
       for (int i = 0; i < COUNT; ++i) {
         const int key = first_key + Holder::column(i), r = i / 2 % 2;
@@ -85,6 +86,7 @@ __device__ void weigh_rows(const Forward<T>& p, const TileShared<STAGES>& shared
     }
     statistics.add_tile(scores, scale);
   });
+  arrive_warp(shared.query_free);
 
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
@@ -93,7 +95,8 @@ __device__ void weigh_rows(const Forward<T>& p, const TileShared<STAGES>& shared
       statistics.merge(r, maximum, __shfl_xor_sync(0xffffffffu, statistics.sum[r], bits), scale);
       own[r] += __shfl_xor_sync(0xffffffffu, own[r], bits);
     }
-    const bool there = position[r] >= 0;
+    const int position = shared.position[row + 8 * r];
+    const bool there = position >= 0;
     statistics.merge(r, there ? own[r] : -INFINITY, there ? 1.f : 0.f, scale);
     const float offset = there ? Statistics::offset_of(statistics.maximum[r], scale) : 0.f;
     const float sum = there && statistics.sum[r] != 0 ? statistics.sum[r] : 1.f;
@@ -102,11 +105,11 @@ __device__ void weigh_rows(const Forward<T>& p, const TileShared<STAGES>& shared
     if (lane % 4 == 0) {
       float factor = weight;
       if (there && p.row_weight != nullptr) {
-        factor *= p.row_weight[batch * p.weight_b + head * p.weight_h + position[r] * p.weight_n];
+        factor *= p.row_weight[work.batch * p.weight_b + work.head * p.weight_h + position * p.weight_n];
       }
       shared.factor[row + 8 * r] = factor;
       if (slot < shape.computed) {
-        const int64_t index = int64_t{head_index} * shape.computed + slot;
+        const int64_t index = int64_t{work.head_index} * shape.computed + slot;
         p.weights[index] = weight, p.row_max[index] = -offset, p.row_sum[index] = sum;
       }
     }
@@ -125,10 +128,10 @@ __device__ Eight<T> scaled(const Eight<T>& x, float factor, bool there) {
 
 // out_i = w_i p_ii v_i of the 16 rows of a warp. The rows of value come through the ring, behind the keys.
 template <class T, int STAGES>
-__device__ void write_rows(const Forward<T>& p, const TileShared<STAGES>& shared, Ring<STAGES>& ring, int first_slot,
-                           int head_index) {
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  T* out = p.out + (int64_t{head_index} * p.product.shape.computed + first_slot) * p.value.width;
+__device__ void write_rows(const Forward<T>& p, const TileShared<STAGES>& shared, Ring<STAGES>& ring,
+                           const Work& work) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, first_slot = work.first_row;
+  T* out = p.out + (int64_t{work.head_index} * p.product.shape.computed + first_slot) * p.value.width;
   for (int column = lane % 8 * 8; column - lane % 8 * 8 < p.value.width; column += CHUNK) {
     cuda::barrier_wait(&shared.full[ring.stage], ring.round);
 #pragma unroll
@@ -141,24 +144,23 @@ __device__ void write_rows(const Forward<T>& p, const TileShared<STAGES>& shared
       }
     }
     __syncwarp();
-    free_stage(shared, ring.stage);
+    arrive_warp(&shared.empty[ring.stage]);
     ring.next();
   }
 }
 
 // The same with rows of value that are gathered.
 template <class T, int STAGES>
-__device__ void gather_rows(const Forward<T>& p, const TileShared<STAGES>& shared, int first_slot, int batch, int head,
-                            int head_index) {
+__device__ void gather_rows(const Forward<T>& p, const TileShared<STAGES>& shared, const Work& work) {
   constexpr int IN_FLIGHT = 4;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, vectors = p.value.width / 8;
-  T* out = p.out + (int64_t{head_index} * p.product.shape.computed + first_slot) * p.value.width;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, vectors = p.value.width / 8, first_slot = work.first_row;
+  T* out = p.out + (int64_t{work.head_index} * p.product.shape.computed + first_slot) * p.value.width;
   for (int first = lane; first < 16 * vectors; first += 32 * IN_FLIGHT) {
     Eight<T> value[IN_FLIGHT];
 #pragma unroll
     for (int i = 0; i < IN_FLIGHT; ++i) {
       const int index = first + 32 * i, n = index < 16 * vectors ? shared.position[warp * 16 + index / vectors] : -1;
-      value[i] = n < 0 ? Eight<T>{} : Eight<T>::load(p.value.row(batch, head, n) + index % vectors * 8);
+      value[i] = n < 0 ? Eight<T>{} : Eight<T>::load(p.value.row(work.batch, work.head, n) + index % vectors * 8);
     }
 #pragma unroll
     for (int i = 0; i < IN_FLIGHT; ++i) {
@@ -179,20 +181,30 @@ __global__ void __launch_bounds__(TILE_THREADS, SHARES_SM<STAGES> ? 2 : 1)
   MICRON_DYNAMIC_SHARED(memory);
   const Shape& shape = p.product.shape;
   const TileShared<STAGES> shared(memory, p.product.chunks);
-  const Block block = Block::of(blockIdx.x, shape.batch * shape.heads, shape.computed, TILE_ROWS);
-  const int batch = block.head / shape.heads, head = block.head % shape.heads;
-  begin_tiles(p.product, shared, block.first_row, batch, head);
+  const int first = static_cast<int>(blockIdx.x), step = static_cast<int>(gridDim.x);
+  const auto work_of = [&](int index) {
+    return Work::of(index, shape.batch * shape.heads, shape.computed, shape.heads);
+  };
+  make_barriers(shared);
   Ring<STAGES> ring;
   if (threadIdx.x < 256) {
-    weigh_rows(p, shared, ring, block.first_row, batch, head, block.head);
-    if (shape.rows == nullptr) write_rows(p, shared, ring, block.first_row, block.head);
-    else gather_rows(p, shared, block.first_row, batch, head, block.head);
+    for (int index = first; index < p.product.works; index += step) {
+      const Work work = work_of(index);
+      prepare_rows(p.product, shared, work);
+      weigh_rows(p, shared, ring, work, index == first);
+      if (shape.rows == nullptr) write_rows(p, shared, ring, work);
+      else gather_rows(p, shared, work);
+    }
   } else if (threadIdx.x == 256) {
     const int tiles = (shape.length + TILE_KEYS - 1) / TILE_KEYS;
-    stream_keys(p.product, shared, ring, block.first_row, 0, tiles, head, batch);
-    for (int chunk = 0; shape.rows == nullptr && chunk * CHUNK < p.value.width; ++chunk) {
-      stream_box(shared, ring, &p.value_map, chunk, block.first_row, head, batch);
-      ring.next();
+    uint32_t count = 0;
+    for (int index = first; index < p.product.works; index += step) {
+      const Work work = work_of(index);
+      stream_keys(p.product, shared, ring, work, 0, tiles, count++);
+      for (int chunk = 0; shape.rows == nullptr && chunk * CHUNK < p.value.width; ++chunk) {
+        stream_box(shared, ring, &p.value_map, chunk, work.first_row, work.head, work.batch);
+        ring.next();
+      }
     }
   }
 #endif

@@ -222,7 +222,8 @@ __global__ void __launch_bounds__(PASS_THREADS, 1) pass_kernel(const __grid_cons
   }
   __syncthreads();
   if (thread < 256) {
-    load_block(shared.rows, QUERIES ? p.query : p.key, positions, PASS_ROWS, CHUNKS, batch, head, thread, 256);
+    load_block(shared.rows, QUERIES ? p.query : p.key, positions, PASS_ROWS, PASS_CHUNK_BYTES, CHUNKS,
+               batch, head, thread, 256);
     cuda::async_proxy_fence();
   }
   __syncthreads();

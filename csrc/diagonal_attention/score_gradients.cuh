@@ -6,13 +6,13 @@
 
 namespace micron::diagonal_attention {
 
-// Blocks are heads × rows × splits: a block has some of the tiles of keys.
+// A work is split further: each split has some of the tiles of keys.
 template <class T>
 struct ScoreGradients {
   Product<T> product;
   const float *row_max, *f, *c;  // (B, H, N)
   T* d_scores;                   // (heads, N, row): of the heads from first_head on
-  int row, first_head, splits;
+  int row, heads, first_head, splits;
 };
 
 #ifdef MICRON_HOPPER
@@ -32,21 +32,21 @@ __device__ inline uint4 gather_quad(const uint32_t (&words)[4]) {
 
 template <class T, int STAGES>
 __device__ void write_score_gradients(const ScoreGradients<T>& p, const TileShared<STAGES>& shared,
-                                      Ring<STAGES>& ring, int first_row, int first_tile, int last_tile,
-                                      int head_index) {
+                                      Ring<STAGES>& ring, const Work& work, int first_tile, int last_tile,
+                                      bool is_first) {
   const Shape& shape = p.product.shape;
-  const int row = first_row + Holder::row(), thread = threadIdx.x % 4;
+  const int row = work.first_row + Holder::row(), thread = threadIdx.x % 4;
   float offset[2], f[2], c[2];
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const int n = min(row + 8 * r, shape.length - 1);
-    const int64_t at = int64_t{head_index} * shape.length + n;
+    const int64_t at = int64_t{work.head_index} * shape.length + n;
     offset[r] = -p.row_max[at], f[r] = p.f[at], c[r] = p.c[at];
   }
   for_tiles(shape.length, first_tile, last_tile, [&](auto keys, int tile) {
     constexpr int COUNT = decltype(keys)::count / 2;
     float scores[COUNT];
-    scores_of_tile<decltype(keys)::count>(p.product, shared, ring, tile == first_tile, scores);
+    scores_of_tile<decltype(keys)::count>(p.product, shared, ring, is_first && tile == first_tile, scores);
     const int first_key = tile * TILE_KEYS;
 #pragma unroll
     for (int i = 0; i < COUNT; ++i) {
@@ -56,7 +56,7 @@ __device__ void write_score_gradients(const ScoreGradients<T>& p, const TileShar
     }
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      T* to = p.d_scores + (int64_t{head_index - p.first_head} * shape.length + row + 8 * r) * p.row + first_key;
+      T* to = p.d_scores + (int64_t{work.head_index - p.first_head} * shape.length + row + 8 * r) * p.row + first_key;
 #pragma unroll
       for (int i = 0; i < COUNT; i += 16) {  // four columns of eight
         uint32_t words[4];
@@ -71,27 +71,37 @@ __device__ void write_score_gradients(const ScoreGradients<T>& p, const TileShar
       }
     }
   });
+  arrive_warp(shared.query_free);
 }
 
 #endif
 
 template <class T, int STAGES>
 __global__ void __launch_bounds__(TILE_THREADS, SHARES_SM<STAGES> ? 2 : 1)
-    score_gradients_kernel(const __grid_constant__ ScoreGradients<T> p, int heads) {
+    score_gradients_kernel(const __grid_constant__ ScoreGradients<T> p) {
 #ifdef MICRON_HOPPER
   MICRON_DYNAMIC_SHARED(memory);
   const Shape& shape = p.product.shape;
   const TileShared<STAGES> shared(memory, p.product.chunks);
-  const Block block = Block::of(blockIdx.x / p.splits, heads, shape.length, TILE_ROWS);
-  const int split = blockIdx.x % p.splits, tiles = (shape.length + TILE_KEYS - 1) / TILE_KEYS;
-  const int first_tile = split * tiles / p.splits, last_tile = (split + 1) * tiles / p.splits;
-  const int head_index = p.first_head + block.head, batch = head_index / shape.heads, head = head_index % shape.heads;
-  begin_tiles(p.product, shared, block.first_row, batch, head);
+  const int first = static_cast<int>(blockIdx.x), step = static_cast<int>(gridDim.x);
+  const int tiles = (shape.length + TILE_KEYS - 1) / TILE_KEYS;
+  const auto work_of = [&](int index) {
+    return Work::of(index / p.splits, p.heads, shape.length, shape.heads, p.first_head);
+  };
+  const auto tile_of = [&](int split) { return split * tiles / p.splits; };
+  make_barriers(shared);
   Ring<STAGES> ring;
   if (threadIdx.x < 256) {
-    write_score_gradients(p, shared, ring, block.first_row, first_tile, last_tile, head_index);
+    for (int index = first; index < p.product.works; index += step) {
+      const int split = index % p.splits;
+      write_score_gradients(p, shared, ring, work_of(index), tile_of(split), tile_of(split + 1), index == first);
+    }
   } else if (threadIdx.x == 256) {
-    stream_keys(p.product, shared, ring, block.first_row, first_tile, last_tile, head, batch);
+    uint32_t count = 0;
+    for (int index = first; index < p.product.works; index += step) {
+      const int split = index % p.splits;
+      stream_keys(p.product, shared, ring, work_of(index), tile_of(split), tile_of(split + 1), count++);
+    }
   }
 #endif
 }

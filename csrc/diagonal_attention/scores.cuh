@@ -1,9 +1,10 @@
-// Tiles of scores for Hopper: 128 rows a block, which stay in shared memory, against keys that a producer warp streams
-// through a ring of stages there. What becomes of a tile is the business of forward.cuh and backward.cuh.
+// Tiles of scores for Hopper: 128 rows, which stay in shared memory, against keys that a producer streams through a
+// ring of stages there. What becomes of a tile is the business of forward.cuh and score_gradients.cuh.
 //
 // A stage holds 128 keys and 64 columns (16 KB), the rows as many for each chunk of columns: at 512 columns 128 KB of
-// rows and six stages fill an SM. Up to 128 columns, four stages let two blocks share one, and the exponentials of one
-// hide behind the products of the other. Alone on its SM a block hides them by the lag of its second group of rows.
+// rows and six stages fill an SM. Up to 128 columns, four stages let two blocks of threads share one, and the
+// exponentials of one hide behind the products of the other. Alone on its SM, a block hides them by the lag of its
+// second group of rows. Blocks stay: the producer fetches the next rows while the last are finished.
 #pragma once
 
 #include "device.cuh"
@@ -25,10 +26,23 @@ struct Product {
   Shape shape;
   Rows<T> query;  // gathered, row by row, where there are `rows`
   int chunks;     // of 64 columns
+  int works;      // that blocks take in turn
+};
+
+// 128 rows of one head. Those of fewer rows come last: they fill the gaps when the last of the others run.
+struct Work {
+  int head_index, batch, head, first_row;  // head_index counts heads through all batch entries
+
+  static __device__ Work of(int index, int heads, int count, int heads_of_batch, int first_head = 0) {
+    const int whole = count / TILE_ROWS;
+    const bool is_whole = index < heads * whole;
+    const int head = first_head + (is_whole ? index / whole : index - heads * whole);
+    return {head, head / heads_of_batch, head % heads_of_batch, (is_whole ? index % whole : whole) * TILE_ROWS};
+  }
 };
 
 inline size_t tile_shared_bytes(int chunks) {
-  return static_cast<size_t>(chunks) * BOX_BYTES + stages_of(chunks) * (BOX_BYTES + 16) + TILE_ROWS * 8;
+  return static_cast<size_t>(chunks) * BOX_BYTES + stages_of(chunks) * (BOX_BYTES + 16) + 8 + TILE_ROWS * 8;
 }
 
 #ifdef MICRON_HOPPER
@@ -47,7 +61,7 @@ struct Ring {
 template <int STAGES>
 struct TileShared {
   unsigned char *query, *stages;
-  uint64_t *full, *empty;
+  uint64_t *full, *empty, *query_free;
   float* factor;  // of a row; for those who finish
   int* position;
 
@@ -56,32 +70,41 @@ struct TileShared {
     stages = query + chunks * BOX_BYTES;
     full = reinterpret_cast<uint64_t*>(stages + STAGES * BOX_BYTES);
     empty = full + STAGES;
-    factor = reinterpret_cast<float*>(empty + STAGES);
+    query_free = empty + STAGES;
+    factor = reinterpret_cast<float*>(query_free + 1);
     position = reinterpret_cast<int*>(factor + TILE_ROWS);
   }
 
   __device__ unsigned char* stage(const Ring<STAGES>& ring) const { return stages + ring.stage * BOX_BYTES; }
 };
 
-// All threads, first of all: barriers, the positions of the rows, and the rows themselves where they are gathered.
-template <class T, int STAGES>
-__device__ void begin_tiles(const Product<T>& p, const TileShared<STAGES>& shared, int first_row, int batch, int head) {
-  const int thread = threadIdx.x;
-  if (thread == 0) {
+// All threads, first of all.
+template <int STAGES>
+__device__ void make_barriers(const TileShared<STAGES>& shared) {
+  if (threadIdx.x == 0) {
     for (int i = 0; i < STAGES; ++i) {
       cuda::barrier_init(&shared.full[i], 1);
       cuda::barrier_init(&shared.empty[i], 8);  // warps that consume
     }
+    cuda::barrier_init(shared.query_free, 8);
     cuda::barrier_init_fence();
   }
-  if (thread < TILE_ROWS) shared.position[thread] = p.shape.position(batch, first_row + thread);
   __syncthreads();
+}
+
+// The consumers: the positions of their rows, and the rows themselves where they are gathered.
+template <class T, int STAGES>
+__device__ void prepare_rows(const Product<T>& p, const TileShared<STAGES>& shared, const Work& work) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = warp / 4;
+  __syncwarp();  // the last ones are read no more
+  if (lane < 16) shared.position[warp * 16 + lane] = p.shape.position(work.batch, work.first_row + warp * 16 + lane);
+  __syncwarp();
   if (p.shape.rows == nullptr) return;
-  if (thread < 256) {
-    load_block(shared.query, p.query, shared.position, TILE_ROWS, p.chunks, batch, head, thread, 256);
-    cuda::async_proxy_fence();
-  }
-  __syncthreads();
+  cuda::named_barrier(2 + group, 128);
+  load_block(shared.query + group * 64 * 128, p.query, shared.position + group * 64, 64, BOX_BYTES, p.chunks,
+             work.batch, work.head, threadIdx.x % 128, 128);
+  cuda::async_proxy_fence();
+  cuda::named_barrier(2 + group, 128);
 }
 
 // The producer: a box of 128 rows by 64 columns for the next stage, and the bytes that come with it.
@@ -93,27 +116,28 @@ __device__ void stream_box(const TileShared<STAGES>& shared, Ring<STAGES>& ring,
   cuda::tensor_load(shared.stage(ring), map, &shared.full[ring.stage], chunk * CHUNK, row, head, batch);
 }
 
-// The producer: the keys of some tiles, and with those of the first tile the rows, chunk by chunk.
+// The producer: the keys of some tiles, and with those of the first tile the rows, chunk by chunk. `count`: of the
+// works that this block has had.
 template <class T, int STAGES>
-__device__ void stream_keys(const Product<T>& p, const TileShared<STAGES>& shared, Ring<STAGES>& ring, int first_row,
-                            int first_tile, int last_tile, int head, int batch) {
+__device__ void stream_keys(const Product<T>& p, const TileShared<STAGES>& shared, Ring<STAGES>& ring,
+                            const Work& work, int first_tile, int last_tile, uint32_t count) {
   for (int tile = first_tile; tile < last_tile; ++tile) {
     for (int chunk = 0; chunk < p.chunks; ++chunk) {
       const bool with_rows = tile == first_tile && p.shape.rows == nullptr;
-      stream_box(shared, ring, &p.key_map, chunk, tile * TILE_KEYS, head, batch, with_rows ? BOX_BYTES : 0);
+      if (with_rows && chunk == 0) cuda::barrier_wait(shared.query_free, count & 1 ^ 1);
+      stream_box(shared, ring, &p.key_map, chunk, tile * TILE_KEYS, work.head, work.batch, with_rows ? BOX_BYTES : 0);
       if (with_rows) {
         cuda::tensor_load(shared.query + chunk * BOX_BYTES, &p.query_map, &shared.full[ring.stage], chunk * CHUNK,
-                          first_row, head, batch);
+                          work.first_row, work.head, work.batch);
       }
       ring.next();
     }
   }
 }
 
-// A warp is done with a stage.
-template <int STAGES>
-__device__ void free_stage(const TileShared<STAGES>& shared, int stage) {
-  if (threadIdx.x % 32 == 0) cuda::barrier_arrive(&shared.empty[stage]);
+// A warp is done with what this barrier guards.
+__device__ inline void arrive_warp(uint64_t* barrier) {
+  if (threadIdx.x % 32 == 0) cuda::barrier_arrive(barrier);
 }
 
 // What a thread of the 256 that consume holds of a tile: score i is of row `row() + 8 * (i / 2 % 2)` and of column
@@ -143,7 +167,7 @@ template <int KEYS, class T, int STAGES>
 __device__ void scores_of_tile(const Product<T>& p, const TileShared<STAGES>& shared, Ring<STAGES>& ring, bool is_first,
                                float (&scores)[KEYS / 2]) {
   const int group = threadIdx.x / 128;
-  const bool lags = is_first && !SHARES_SM<STAGES>;
+  const bool lags = is_first && !SHARES_SM<STAGES> && LAG > 0;
   if (lags && group == 1) cuda::named_barrier(1, 256);
 #pragma unroll
   for (int i = 0; i < KEYS / 2; ++i) scores[i] = 0;
@@ -161,14 +185,14 @@ __device__ void scores_of_tile(const Product<T>& p, const TileShared<STAGES>& sh
     cuda::wgmma_commit();
     if (chunk > 0) {  // the products of the chunk before are done
       cuda::wgmma_wait<1>();
-      free_stage(shared, before);
+      arrive_warp(&shared.empty[before]);
     }
     before = ring.stage;
     ring.next();
     if (lags && group == 0 && chunk == min(LAG, p.chunks) - 1) cuda::named_barrier(1, 256);
   }
   cuda::wgmma_wait(scores);
-  free_stage(shared, before);
+  arrive_warp(&shared.empty[before]);
 }
 
 // Calls body(constant of keys, tile) for each tile; the last takes no more keys than it needs.

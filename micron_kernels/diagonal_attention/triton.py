@@ -32,7 +32,7 @@ def _forward_tile(dtype: torch.dtype, width: int, gathers: bool, device: torch.d
     if gathers:
         return Tile(64, 64, columns, num_warps=4, num_stages=stages)
     if is_hopper(device):
-        return Tile(128, 256, columns, num_warps=8, num_stages=3)
+        return Tile(64, 128, columns, num_warps=4, num_stages=4)
     return Tile(128, 128, columns, num_warps=8, num_stages=stages)
 
 
@@ -164,7 +164,7 @@ def backward(
     if wanted.key:
         d_key = key.new_empty((batch, heads, length, width))
     layout = (*query.stride()[:3], *key.stride()[:3], scale, heads, length)
-    if rows is None and key_mask is None and query.itemsize == 2 and heads_at_a_time(query):
+    if rows is None and key_mask is None and heads_at_a_time(query):
         tile = _forward_tile(query.dtype, width, False, query.device)
 
         def score_gradients(first_head: int, d_scores: Tensor) -> None:

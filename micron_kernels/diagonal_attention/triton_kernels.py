@@ -8,8 +8,8 @@ f_i = g_i / l_i, c_i = g_i (1 − p_i), dV_i and dw_i; then two passes that make
                                                       dK_j = scale · Σ_i dS_ij q_i
 
 ``rows`` names positions, a *slot* each; a position may have several. What they add to its gradients is summed in the
-order of the slots, so that the result does not depend on which block runs first. Halves without ``rows`` or a mask
-need no passes: their dS is stored, and two products of torch's make dQ and dK (``by_scores``).
+order of the slots, so that the result does not depend on which block runs first. Without ``rows`` or a mask
+there need be no passes: dS is stored, and two products of torch's make dQ and dK (``by_scores``).
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from .._implementation import interpreted
 
 #: The interpreter multiplies bf16 wrongly.
 UPCAST = tl.constexpr(interpreted())
+#: How fp32 is multiplied.
+FP32_PRODUCT = tl.constexpr("ieee")
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
@@ -62,7 +64,7 @@ def visible(key_mask, positions, there, length, batch, HAS_MASK: tl.constexpr):
 def multiply(a, b, sums):
     if UPCAST:
         a, b = a.to(tl.float32), b.to(tl.float32)
-    return tl.dot(a, b, sums, input_precision="ieee")
+    return tl.dot(a, b, sums, input_precision=FP32_PRODUCT)
 
 
 @triton.jit
@@ -239,6 +241,7 @@ def score_gradients_kernel(
     WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """dS (heads, N, N) of the heads from ``first_head`` on, in rows of ``row`` elements."""
+    PRECISE: tl.constexpr = query.dtype.element_ty == tl.float32
     blocks_of_keys = tl.cdiv(length, BLOCK_N)
     blocks = tl.cdiv(length, BLOCK_M) * blocks_of_keys
     head = (first_head + tl.program_id(0) // blocks).to(tl.int64)
@@ -256,7 +259,7 @@ def score_gradients_kernel(
         scores = multiply(q, tl.trans(k), scores)
     at = head * length + positions
     m = tl.load(row_max + at, mask=inside, other=0.0)
-    d_s = -tl.load(f + at, mask=inside, other=0.0)[:, None] * exp(scores * scale - m[:, None], False)
+    d_s = -tl.load(f + at, mask=inside, other=0.0)[:, None] * exp(scores * scale - m[:, None], PRECISE)
     on_diagonal = positions[:, None] == keys[None, :]
     d_s = tl.where(on_diagonal, tl.load(c + at, mask=inside, other=0.0)[:, None], d_s)
     d_scores += ((head - first_head) * length + positions)[:, None] * row + keys[None, :]
