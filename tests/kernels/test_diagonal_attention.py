@@ -5,6 +5,7 @@ import harness
 from micron_kernels import diagonal_attention
 from micron_kernels.diagonal_attention import ops, reference
 from micron_kernels.diagonal_attention.arguments import Inputs, Wanted, keeps_exponentials
+from micron_kernels.diagonal_attention.by_scores import heads_at_a_time
 from micron_kernels.testing import eager_diagonal_attention, guarded_memory, poisoned_memory
 from property_based import given, settings, st
 
@@ -106,6 +107,14 @@ def test_more_tiles_than_are_in_flight(target, options):
         WRT,
         impl,
     )
+
+
+@target
+def test_scores_of_some_heads_at_a_time(target):
+    impl, device = target
+    dtype, shape = harness.a_dtype(ops, impl, device), (2, 3, 33, 8)
+    assert heads_at_a_time(torch.empty(shape, dtype=dtype)) == 2
+    harness.check(both, eager_diagonal_attention, lambda: make(shape, dtype=dtype, device=device), WRT, impl)
 
 
 @target
