@@ -84,6 +84,11 @@ __device__ inline void tensor_load(void* to, const TensorMap* map, uint64_t* bar
       : "memory");
 }
 
+// 16 bytes to global memory in one instruction: of its own the compiler may store them word by word.
+__device__ inline void store_vector(void* to, uint4 x) {
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w) : "memory");
+}
+
 // 16 bytes to shared memory, zeros unless `there`.
 __device__ inline void copy_async(void* to, const void* from, bool there) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(there ? 16 : 0)

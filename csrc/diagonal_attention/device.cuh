@@ -34,7 +34,7 @@ struct Eight {
     return result;
   }
   __device__ float operator[](int i) const { return static_cast<float>(reinterpret_cast<const T*>(&bits)[i]); }
-  __device__ void store(T* to) const { *reinterpret_cast<uint4*>(to) = bits; }
+  __device__ void store(T* to) const { cuda::store_vector(to, bits); }
 };
 
 struct Shape {

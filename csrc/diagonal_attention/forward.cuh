@@ -181,24 +181,23 @@ __global__ void __launch_bounds__(TILE_THREADS, SHARES_SM<STAGES> ? 2 : 1)
   MICRON_DYNAMIC_SHARED(memory);
   const Shape& shape = p.product.shape;
   const TileShared<STAGES> shared(memory, p.product.chunks);
-  const int first = static_cast<int>(blockIdx.x), step = static_cast<int>(gridDim.x);
   const auto work_of = [&](int index) {
     return Work::of(index, shape.batch * shape.heads, shape.computed, shape.heads);
   };
   make_barriers(shared);
   Ring<STAGES> ring;
   if (threadIdx.x < 256) {
-    for (int index = first; index < p.product.works; index += step) {
+    for (int index = blockIdx.x; index < p.product.works; index += gridDim.x) {
       const Work work = work_of(index);
       prepare_rows(p.product, shared, work);
-      weigh_rows(p, shared, ring, work, index == first);
+      weigh_rows(p, shared, ring, work, index == static_cast<int>(blockIdx.x));
       if (shape.rows == nullptr) write_rows(p, shared, ring, work);
       else gather_rows(p, shared, work);
     }
   } else if (threadIdx.x == 256) {
     const int tiles = (shape.length + TILE_KEYS - 1) / TILE_KEYS;
     uint32_t count = 0;
-    for (int index = first; index < p.product.works; index += step) {
+    for (int index = blockIdx.x; index < p.product.works; index += gridDim.x) {
       const Work work = work_of(index);
       stream_keys(p.product, shared, ring, work, 0, tiles, count++);
       for (int chunk = 0; shape.rows == nullptr && chunk * CHUNK < p.value.width; ++chunk) {

@@ -18,16 +18,16 @@ struct ScoreGradients {
 #ifdef MICRON_HOPPER
 
 // Of four words that each of four neighbouring threads holds, word t of all of them goes to thread t.
-__device__ inline uint4 gather_quad(const uint32_t (&words)[4]) {
-  const int thread = threadIdx.x % 4;
-  const bool odd = thread & 1, high = thread & 2;
-  // Neighbours exchange what lies in the other's column of 2 × 2 blocks, then pairs do.
-  const uint32_t a = __shfl_xor_sync(0xffffffffu, odd ? words[0] : words[1], 1);
-  const uint32_t b = __shfl_xor_sync(0xffffffffu, odd ? words[2] : words[3], 1);
-  const uint32_t w0 = odd ? a : words[0], w1 = odd ? words[1] : a, w2 = odd ? b : words[2], w3 = odd ? words[3] : b;
+__device__ inline uint4 gather_quad(uint32_t w0, uint32_t w1, uint32_t w2, uint32_t w3) {
+  const bool odd = threadIdx.x & 1, high = threadIdx.x & 2;
+  // First neighbours exchange what lies across the diagonals of 2 × 2 blocks, then pairs exchange blocks.
+  const uint32_t a = __shfl_xor_sync(0xffffffffu, odd ? w0 : w1, 1);
+  const uint32_t b = __shfl_xor_sync(0xffffffffu, odd ? w2 : w3, 1);
+  if (odd) w0 = a, w2 = b;
+  else w1 = a, w3 = b;
   const uint32_t c = __shfl_xor_sync(0xffffffffu, high ? w0 : w2, 2);
   const uint32_t d = __shfl_xor_sync(0xffffffffu, high ? w1 : w3, 2);
-  return high ? uint4{c, d, w2, w3} : uint4{w0, w1, c, d};
+  return {high ? c : w0, high ? d : w1, high ? w2 : c, high ? w3 : d};
 }
 
 template <class T, int STAGES>
@@ -36,38 +36,47 @@ __device__ void write_score_gradients(const ScoreGradients<T>& p, const TileShar
                                       bool is_first) {
   const Shape& shape = p.product.shape;
   const int row = work.first_row + Holder::row(), thread = threadIdx.x % 4;
-  float offset[2], f[2], c[2];
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    const int n = min(row + 8 * r, shape.length - 1);
-    const int64_t at = int64_t{work.head_index} * shape.length + n;
-    offset[r] = -p.row_max[at], f[r] = p.f[at], c[r] = p.c[at];
-  }
   for_tiles(shape.length, first_tile, last_tile, [&](auto keys, int tile) {
     constexpr int COUNT = decltype(keys)::count / 2;
     float scores[COUNT];
     scores_of_tile<decltype(keys)::count>(p.product, shared, ring, is_first && tile == first_tile, scores);
     const int first_key = tile * TILE_KEYS;
+    float offset[2], f[2];
 #pragma unroll
-    for (int i = 0; i < COUNT; ++i) {
-      const int r = i / 2 % 2;
-      scores[i] = -f[r] * exp2_of(fmaf(scores[i], shape.scale_log2, offset[r]));
-      if (first_key + Holder::column(i) == row + 8 * r) scores[i] = c[r];
+    for (int r = 0; r < 2; ++r) {  // rows beyond the last one are not written
+      const int64_t at = int64_t{work.head_index} * shape.length + min(row + 8 * r, shape.length - 1);
+      offset[r] = -p.row_max[at], f[r] = -p.f[at];
     }
+    const int64_t first = int64_t{work.head_index - p.first_head} * shape.length + row;
+    T* to = p.d_scores + first * p.row + first_key + thread * 8;
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      T* to = p.d_scores + (int64_t{work.head_index - p.first_head} * shape.length + row + 8 * r) * p.row + first_key;
+    for (int i = 0; i < COUNT; i += 16) {  // four times eight columns of two rows
+      uint32_t pairs[8];
 #pragma unroll
-      for (int i = 0; i < COUNT; i += 16) {  // four columns of eight
-        uint32_t words[4];
+      for (int j = 0; j < 8; ++j) {
+        T pair[2];
 #pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          const T pair[2] = {static_cast<T>(scores[i + j * 4 + r * 2]), static_cast<T>(scores[i + j * 4 + r * 2 + 1])};
-          memcpy(&words[j], pair, 4);
+        for (int e = 0; e < 2; ++e) {
+          const float score = scores[i + 2 * j + e];
+          pair[e] = static_cast<T>(f[j % 2] * exp2_of(fmaf(score, shape.scale_log2, offset[j % 2])));
         }
-        const uint4 eight = gather_quad(words);
-        const int column = i / 4 * 8 + thread * 8;
-        if (row + 8 * r < shape.length && first_key + column < p.row) *reinterpret_cast<uint4*>(to + column) = eight;
+        memcpy(&pairs[j], pair, 4);
+      }
+      const bool inside = first_key + i * 2 + thread * 8 < p.row;
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const Eight<T> eight{gather_quad(pairs[r], pairs[2 + r], pairs[4 + r], pairs[6 + r])};
+        if (inside && row + 8 * r < shape.length) eight.store(to + r * 8 * p.row);
+      }
+      to += 32;
+    }
+    if (first_key == work.first_row) {
+      __syncwarp();  // the diagonal goes over what lies there
+      const int lane = threadIdx.x % 32, n = work.first_row + threadIdx.x / 32 * 16 + lane;
+      if (lane < 16 && n < shape.length) {
+        const int64_t head = work.head_index - p.first_head;
+        p.d_scores[(head * shape.length + n) * p.row + n] =
+            static_cast<T>(p.c[int64_t{work.head_index} * shape.length + n]);
       }
     }
   });
@@ -83,7 +92,6 @@ __global__ void __launch_bounds__(TILE_THREADS, SHARES_SM<STAGES> ? 2 : 1)
   MICRON_DYNAMIC_SHARED(memory);
   const Shape& shape = p.product.shape;
   const TileShared<STAGES> shared(memory, p.product.chunks);
-  const int first = static_cast<int>(blockIdx.x), step = static_cast<int>(gridDim.x);
   const int tiles = (shape.length + TILE_KEYS - 1) / TILE_KEYS;
   const auto work_of = [&](int index) {
     return Work::of(index / p.splits, p.heads, shape.length, shape.heads, p.first_head);
@@ -92,13 +100,13 @@ __global__ void __launch_bounds__(TILE_THREADS, SHARES_SM<STAGES> ? 2 : 1)
   make_barriers(shared);
   Ring<STAGES> ring;
   if (threadIdx.x < 256) {
-    for (int index = first; index < p.product.works; index += step) {
+    for (int index = blockIdx.x; index < p.product.works; index += gridDim.x) {
       const int split = index % p.splits;
-      write_score_gradients(p, shared, ring, work_of(index), tile_of(split), tile_of(split + 1), index == first);
+      write_score_gradients(p, shared, ring, work_of(index), tile_of(split), tile_of(split + 1), index == static_cast<int>(blockIdx.x));
     }
   } else if (threadIdx.x == 256) {
     uint32_t count = 0;
-    for (int index = first; index < p.product.works; index += step) {
+    for (int index = blockIdx.x; index < p.product.works; index += gridDim.x) {
       const int split = index % p.splits;
       stream_keys(p.product, shared, ring, work_of(index), tile_of(split), tile_of(split + 1), count++);
     }

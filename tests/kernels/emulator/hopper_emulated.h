@@ -108,6 +108,11 @@ inline void tensor_load(void* to, const TensorMap* map, uint64_t* barrier, int c
   else tensor_copies()[barrier].push_back(copy);
 }
 
+inline void store_vector(void* to, uint4 x) {
+  if (reinterpret_cast<uintptr_t>(to) % 16 != 0) emulator::fail("store: not aligned to 16 bytes");
+  std::memcpy(to, &x, 16);
+}
+
 inline void copy_async(void* to, const void* from, bool there) {
   issued().copies.push_back([=] {
     if (there) std::memcpy(to, from, 16);

@@ -1,0 +1,137 @@
+"""What nvcc made of the CUDA kernels, without a GPU: a line for each kernel of a source.
+
+python tools/sass_report.py [csrc/<operator>/cuda.cu ...] [--architecture 90a]
+
+Registers a thread, spilled bytes, warps that the registers of an SM hold, instructions, and among those the products
+of matrices (HGMMA), exponentials (MUFU.EX2), barrier waits, and accesses to global memory by width in bytes.
+Times come from a GPU alone; this tells whether rows are read 16 bytes at a time, and what became of an inner loop.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+WIDTHS = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}
+
+
+class Kernel(NamedTuple):
+    name: str
+    registers: int
+    spilled: int  # bytes stored
+    stack: int
+    static_shared: int
+    instructions: list[str]
+
+    def count(self, pattern: str) -> int:
+        return sum(re.match(pattern, x) is not None for x in self.instructions)
+
+    def widths(self, operation: str) -> dict[int, int]:
+        """How many accesses of so many bytes: ``operation`` is LDG or STG."""
+        found: dict[int, int] = {}
+        for x in self.instructions:
+            if x.startswith(operation):
+                parts = x.split()[0].split(".")
+                width = next((WIDTHS[part] for part in parts if part in WIDTHS), 4)
+                found[width] = found.get(width, 0) + 1
+        return found
+
+
+def nvcc() -> str | None:
+    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    return shutil.which("nvcc") or shutil.which(str(Path(home) / "bin" / "nvcc"))
+
+
+def disassembler() -> str | None:
+    """Of the triton package, or of CUDA."""
+    spec = importlib.util.find_spec("triton")
+    folder = Path(spec.origin).parent / "backends/nvidia/bin" if spec and spec.origin else None
+    return shutil.which("nvdisasm", path=str(folder) if folder else None) or shutil.which("nvdisasm")
+
+
+def compile_(source: Path, architecture: str, cubin: Path) -> str:
+    """The compiler's log, with what ptxas says of each kernel; RuntimeError with it where that fails."""
+    torch = importlib.util.find_spec("torch")
+    assert torch is not None
+    assert torch.origin is not None
+    command = [
+        str(nvcc()), f"-gencode=arch=compute_{architecture},code=sm_{architecture}", "-cubin", "-O3", "-std=c++17",
+        "-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020b000000000000", "-Xptxas", "-v",
+        "-isystem", str(Path(torch.origin).parent / "include"), str(source), "-o", str(cubin),
+    ]  # fmt: skip
+    result = subprocess.run(command, capture_output=True, text=True)
+    log = result.stdout + result.stderr
+    if result.returncode:
+        raise RuntimeError(log)
+    return log
+
+
+def kernels(log: str, cubin: Path) -> list[Kernel]:
+    """Of a compiled source; without instructions where there is no disassembler."""
+    tool, instructions = disassembler(), {}
+    if tool is not None:
+        sass = subprocess.run([tool, "-c", str(cubin)], capture_output=True, text=True, check=True).stdout
+        for section in re.split(r"\.section\s+\.text\.", sass)[1:]:
+            name = re.split(r"[,\s]", section, maxsplit=1)[0]
+            lines = re.findall(
+                r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z].*?);", section, re.MULTILINE
+            )
+            instructions[name] = lines
+    found = []
+    for part in log.split("Compiling entry function '")[1:]:
+        name = part.split("'")[0]
+        numbers = {
+            key: int(next(iter(re.findall(rf"(\d+) {text}", part)), 0))
+            for key, text in (
+                ("registers", "registers"),
+                ("spilled", "bytes spill stores"),
+                ("stack", "bytes stack frame"),
+                ("static_shared", "bytes smem"),
+            )
+        }
+        found.append(Kernel(name, instructions=instructions.get(name, []), **numbers))
+    return found
+
+
+def readable(name: str) -> str:
+    tool = shutil.which("c++filt")
+    if tool is None:
+        return name
+    plain = subprocess.run([tool, name], capture_output=True, text=True).stdout.strip()
+    return re.sub(r"micron::\w+::|\(anonymous namespace\)::|^void |\(.*$", "", plain)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("sources", nargs="*", type=Path, default=sorted((ROOT / "csrc").glob("*/cuda.cu")))
+    parser.add_argument("--architecture", default="90a", help="as nvcc writes it (default: %(default)s)")
+    options = parser.parse_args()
+    if nvcc() is None or disassembler() is None:
+        parser.error("needs nvcc, and nvdisasm of CUDA or of the triton package")
+    print("registers spilled warps instructions HGMMA EX2 waits  loads (bytes: count)       stores  kernel")
+    for source in options.sources:
+        with tempfile.TemporaryDirectory() as folder:
+            cubin = Path(folder) / "kernels.cubin"
+            for k in kernels(compile_(source, options.architecture, cubin), cubin):
+                loads, stores = (
+                    " ".join(f"{w}:{n}" for w, n in sorted(k.widths(x).items())) for x in ("LDG", "STG")
+                )
+                print(
+                    f"{k.registers:9d} {k.spilled:7d} {65536 // (k.registers * 32):5d} "
+                    f"{len(k.instructions):12d} {k.count('HGMMA'):5d} {k.count('MUFU.EX2'):4d} "
+                    f"{k.count('SYNCS.PHASECHK'):4d}  {loads:24s} {stores:16s} {readable(k.name)}"
+                )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
