@@ -1,7 +1,8 @@
 """Patch swapping in Triton. Same functions and signatures as ``reference``, where the formulas stand.
 
-A program takes a run of patches of one image, numbered row by row, as a block of pixels [ROWS, PATCHES, COLUMNS], and
-goes through its channels.
+Rows of pixels are cut into pieces of COLUMNS pixels, none of which crosses a patch; the pieces of an image are numbered
+row by row. A program takes PIECES of them and goes through the channels. A thread moves a whole piece at a time, 16
+bytes of the wider of its two sides: had each side its own width, pixels would change threads in between.
 """
 
 from __future__ import annotations
@@ -15,33 +16,27 @@ from torch import Tensor
 
 from .._triton import launch
 
-#: Pixels that a program holds at a time.
-TILE = 2048
+#: Pieces that a program holds at a time, and its warps: a thread has four loads under way.
+PIECES, WARPS = 512, 4
 
 
 @triton.jit
-def patches_of(
-    swap, swap_b, swap_patch, patches_in_image, patches_across,
-    PATCH_SIZE: tl.constexpr, ROWS: tl.constexpr, PATCHES: tl.constexpr, COLUMNS: tl.constexpr,
+def pieces_of(
+    swap, swap_b, swap_patch, pieces_in_image, pieces_across,
+    PATCH_SIZE: tl.constexpr, PIECES: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Of the patches of this program: the image, where in it their pixels are, and from which frame they come.
+    """Of the pieces of this program: the image, where in it their pixels are, and from which frame they come.
 
-    batch; y [ROWS, PATCHES, 1], x [1, PATCHES, COLUMNS], kept and swapped [ROWS, PATCHES, COLUMNS]
+    batch; y [PIECES, 1], x [PIECES, COLUMNS], inside and swapped [PIECES, 1]
     """
-    blocks_of_rows, blocks_of_patches = tl.cdiv(PATCH_SIZE, ROWS), tl.cdiv(patches_in_image, PATCHES)
-    program = tl.program_id(0)
-    block_of_rows, program = program % blocks_of_rows, program // blocks_of_rows
-    block_of_patches, batch = program % blocks_of_patches, (program // blocks_of_patches).to(tl.int64)
-    rows = (block_of_rows * ROWS + tl.arange(0, ROWS))[:, None, None]
-    patches = (block_of_patches * PATCHES + tl.arange(0, PATCHES))[None, :, None]
-    columns = tl.arange(0, COLUMNS)[None, None, :]
-    y = (patches // patches_across).to(tl.int64) * PATCH_SIZE + rows
-    x = (patches % patches_across).to(tl.int64) * PATCH_SIZE + columns
-    in_image = patches < patches_in_image
-    swap += batch * swap_b + patches.to(tl.int64) * swap_patch
-    is_swapped = tl.load(swap, mask=in_image, other=0) != 0
-    inside = in_image & (rows < PATCH_SIZE) & (columns < PATCH_SIZE)
-    return batch, y, x, inside & (is_swapped == 0), inside & is_swapped
+    blocks = tl.cdiv(pieces_in_image, PIECES)
+    batch = (tl.program_id(0) // blocks).to(tl.int64)
+    pieces = (tl.program_id(0) % blocks * PIECES + tl.arange(0, PIECES))[:, None]
+    y, x = pieces // pieces_across, pieces % pieces_across * COLUMNS
+    inside = pieces < pieces_in_image
+    patches = y // PATCH_SIZE * (pieces_across // (PATCH_SIZE // COLUMNS)) + x // PATCH_SIZE
+    swapped = tl.load(swap + batch * swap_b + patches.to(tl.int64) * swap_patch, mask=inside, other=0) != 0
+    return batch, y.to(tl.int64), x.to(tl.int64) + tl.arange(0, COLUMNS)[None, :], inside, swapped
 
 
 @triton.jit
@@ -53,66 +48,56 @@ def scale_of(std, channel):
 @triton.jit
 def forward_kernel(
     frame, other, swap, mean, std, out,
-    channels, patches_in_image, patches_across,
+    channels, pieces_in_image, pieces_across,
     frame_b, frame_channel, frame_row, frame_column,
     other_b, other_channel, other_row, other_column,
     swap_b, swap_patch, out_b, out_channel, out_row,
-    PATCH_SIZE: tl.constexpr, ROWS: tl.constexpr, PATCHES: tl.constexpr, COLUMNS: tl.constexpr,
+    PATCH_SIZE: tl.constexpr, PIECES: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    batch, y, x, kept, swapped = patches_of(
-        swap, swap_b, swap_patch, patches_in_image, patches_across, PATCH_SIZE, ROWS, PATCHES, COLUMNS
+    batch, y, x, inside, swapped = pieces_of(
+        swap, swap_b, swap_patch, pieces_in_image, pieces_across, PATCH_SIZE, PIECES, COLUMNS
     )
     frame += batch * frame_b + y * frame_row + x * frame_column
     other += batch * other_b + y * other_row + x * other_column
+    chosen = tl.where(swapped, other, frame)
+    channel_stride = tl.where(swapped, other_channel, frame_channel).to(tl.int64)
     out += batch * out_b + y * out_row + x
     for channel in range(channels):
+        pixels = tl.load(chosen + channel * channel_stride, mask=inside, other=0).to(tl.float32)
         # The constants of a channel are rounded to fp32 once.
-        factor = scale_of(std, channel)
-        shift = 0.0 * factor if mean is None else -tl.load(mean + channel).to(tl.float64) * factor
-        if frame.dtype.element_ty == tl.uint8:
-            factor = factor / 255
-        from_frame = tl.load(frame, mask=kept, other=0).to(tl.float32)
-        from_other = tl.load(other, mask=swapped, other=0).to(tl.float32)
-        pixels = tl.where(swapped, from_other, from_frame)
-        tl.store(out, pixels * factor.to(tl.float32) + shift.to(tl.float32), mask=kept | swapped)
-        frame += frame_channel
-        other += other_channel
+        scale = scale_of(std, channel)
+        shift = 0.0 * scale if mean is None else -tl.load(mean + channel).to(tl.float64) * scale
+        factor = scale * (1 / 255) if frame.dtype.element_ty == tl.uint8 else scale
+        tl.store(out, pixels * factor.to(tl.float32) + shift.to(tl.float32), mask=inside)
         out += out_channel
 
 
 @triton.jit
 def backward_kernel(
     grad, swap, std, d_frame, d_other,
-    channels, patches_in_image, patches_across,
+    channels, pieces_in_image, pieces_across,
     grad_b, grad_channel, grad_row, grad_column, swap_b, swap_patch, d_b, d_channel, d_row,
-    PATCH_SIZE: tl.constexpr, ROWS: tl.constexpr, PATCHES: tl.constexpr, COLUMNS: tl.constexpr,
+    PATCH_SIZE: tl.constexpr, PIECES: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    batch, y, x, kept, swapped = patches_of(
-        swap, swap_b, swap_patch, patches_in_image, patches_across, PATCH_SIZE, ROWS, PATCHES, COLUMNS
+    batch, y, x, inside, swapped = pieces_of(
+        swap, swap_b, swap_patch, pieces_in_image, pieces_across, PATCH_SIZE, PIECES, COLUMNS
     )
     grad += batch * grad_b + y * grad_row + x * grad_column
     d_frame += batch * d_b + y * d_row + x
     d_other += batch * d_b + y * d_row + x
-    inside = kept | swapped
+    taken, left = tl.where(swapped, d_other, d_frame), tl.where(swapped, d_frame, d_other)
     for channel in range(channels):
-        g = tl.load(grad, mask=inside, other=0).to(tl.float32) * scale_of(std, channel).to(tl.float32)
-        tl.store(d_frame, tl.where(kept, g, 0.0), mask=inside)
-        tl.store(d_other, tl.where(swapped, g, 0.0), mask=inside)
+        g = tl.load(grad, mask=inside, other=0).to(tl.float32)
+        tl.store(taken, g * scale_of(std, channel).to(tl.float32), mask=inside)
+        tl.store(left, tl.zeros([PIECES, COLUMNS], tl.float32), mask=inside)
         grad += grad_channel
-        d_frame += d_channel
-        d_other += d_channel
+        taken += d_channel
+        left += d_channel
 
 
-def _tile(patch_size: int, patches: int) -> dict[str, int]:
-    """The block of pixels that a program holds; its sides are powers of two."""
-    tile = {"COLUMNS": triton.next_power_of_2(patch_size)}
-    for name, size in (("ROWS", patch_size), ("PATCHES", patches)):
-        tile[name] = min(triton.next_power_of_2(size), max(1, TILE // math.prod(tile.values())))
-    return tile
-
-
-def _programs(batch: int, patch_size: int, patches: int, tile: dict[str, int]) -> int:
-    return batch * triton.cdiv(patch_size, tile["ROWS"]) * triton.cdiv(patches, tile["PATCHES"])
+def _columns(patch_size: int, source: Tensor, target: Tensor) -> int:
+    """The pixels of a piece."""
+    return math.gcd(patch_size, 16 // max(source.itemsize, target.itemsize))
 
 
 def _contiguous(x: Tensor | None) -> Tensor | None:
@@ -132,12 +117,12 @@ def forward(
     out = frame.new_empty(frame.shape, dtype=dtype)
     if out.numel() == 0:
         return out
-    batch, channels, _, width = frame.shape
-    patches = swap.shape[1]
-    tile = _tile(patch_size, patches)
+    batch, channels, height, width = frame.shape
+    columns = _columns(patch_size, frame, out)
+    pieces = height * width // columns
     launch(
         forward_kernel,
-        (_programs(batch, patch_size, patches, tile),),
+        (batch * triton.cdiv(pieces, PIECES),),
         frame,
         other,
         swap,
@@ -145,15 +130,16 @@ def forward(
         _contiguous(std),
         out,
         channels,
-        patches,
-        width // patch_size,
+        pieces,
+        width // columns,
         *frame.stride(),
         *other.stride(),
         *swap.stride(),
         *out.stride()[:3],
         PATCH_SIZE=patch_size,
-        **tile,
-        num_warps=8,
+        PIECES=PIECES,
+        COLUMNS=columns,
+        num_warps=WARPS,
     )
     return out
 
@@ -165,25 +151,26 @@ def backward(
     d_frame, d_other = (grad.new_empty(grad.shape, dtype=dtype) for _ in range(2))
     if grad.numel() == 0:
         return d_frame, d_other
-    batch, channels, _, width = grad.shape
-    patches = swap.shape[1]
-    tile = _tile(patch_size, patches)
+    batch, channels, height, width = grad.shape
+    columns = _columns(patch_size, grad, d_frame)
+    pieces = height * width // columns
     launch(
         backward_kernel,
-        (_programs(batch, patch_size, patches, tile),),
+        (batch * triton.cdiv(pieces, PIECES),),
         grad,
         swap,
         _contiguous(std),
         d_frame,
         d_other,
         channels,
-        patches,
-        width // patch_size,
+        pieces,
+        width // columns,
         *grad.stride(),
         *swap.stride(),
         *d_frame.stride()[:3],
         PATCH_SIZE=patch_size,
-        **tile,
-        num_warps=8,
+        PIECES=PIECES,
+        COLUMNS=columns,
+        num_warps=WARPS,
     )
     return d_frame, d_other
