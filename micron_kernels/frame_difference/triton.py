@@ -1,8 +1,10 @@
 """Frame difference in Triton. Same functions and signatures as ``reference``, where the formulas stand.
 
 Images are seen as planes of rows: C planes and patches of P columns, or, in channels-last memory, one plane and
-patches of P·C columns, in which the channels alternate. A program takes a run of patches of one image, numbered row
-by row, and holds a block of their pixels, [TIMES, ROWS, PATCHES, COLUMNS], at a time.
+patches of P·C columns, in which the channels alternate. The forward pass takes narrow patches in groups, side by side,
+whose rows fill the 16 bytes that a thread loads at a time. A program is one warp with a run of groups, numbered row by
+row through all images, and holds a block of their pixels, [TIMES, ROWS, GROUPS, COLUMNS], at a time: a thread has all
+the rows of its columns, whose sum needs no other thread.
 """
 
 from __future__ import annotations
@@ -16,10 +18,11 @@ from torch import Tensor
 
 from .._triton import launch
 
-#: Pixels that a program holds at a time.
-TILE = 2048
-#: Frames that share one read of their reference.
-MOST_TIMES = 4
+#: Bytes that a thread of the forward pass loads at a time; and the most frames that share one read of their reference,
+#: and rows of these, that it has under way: twelve loads.
+VECTOR, MOST_TIMES, MOST_ROWS = 16, 2, 4
+#: Pixels that a program of the backward pass holds at a time, and frames.
+TILE, TILE_TIMES = 2048, 4
 #: Blocks of rows that are added up before their sum is added to the others': the error of a sum grows with the terms
 #: that follow each other, and a patch may have thousands of rows.
 SUMMED_BLOCKS = tl.constexpr(32)
@@ -32,16 +35,13 @@ def take_index(program, count):
 
 
 @triton.jit
-def pixels_of(
-    patches, rows, columns, patches_in_image, patches_across,
-    PATCH_ROWS: tl.constexpr, PATCH_COLUMNS: tl.constexpr,
-):  # fmt: skip
+def pixels_of(patches, rows, columns, patches_in_image, patches_across, PATCH_SIZE: tl.constexpr):
     """y [ROWS, PATCHES, 1] and x [1, PATCHES, COLUMNS], in the image, of these rows and columns of the patches; and
     whether there is such a pixel [ROWS, PATCHES, COLUMNS]."""
     rows, columns, patches = rows[:, None, None], columns[None, None, :], patches[None, :, None]
-    y = (patches // patches_across).to(tl.int64) * PATCH_ROWS + rows
-    x = (patches % patches_across).to(tl.int64) * PATCH_COLUMNS + columns
-    inside = (rows < PATCH_ROWS) & (patches < patches_in_image) & (columns < PATCH_COLUMNS)
+    y = (patches // patches_across).to(tl.int64) * PATCH_SIZE + rows
+    x = (patches % patches_across).to(tl.int64) * PATCH_SIZE + columns
+    inside = (rows < PATCH_SIZE) & (patches < patches_in_image) & (columns < PATCH_SIZE)
     return y, x, inside
 
 
@@ -64,47 +64,51 @@ def slope_of_magnitude(difference, SQUARED: tl.constexpr):
 @triton.jit
 def forward_kernel(
     frames, reference, channel_scale, out,
-    time, planes, patches_in_image, patches_across, pixels_in_patch,
+    groups, time, planes, groups_in_image, groups_across, pixels_in_patch,
     frames_b, frames_t, frames_plane, frames_row, frames_column,
     reference_b, reference_plane, reference_row, reference_column,
-    SQUARED: tl.constexpr, CHANNELS: tl.constexpr, PATCH_ROWS: tl.constexpr, PATCH_COLUMNS: tl.constexpr,
-    TIMES: tl.constexpr, ROWS: tl.constexpr, PATCHES: tl.constexpr, COLUMNS: tl.constexpr,
+    SQUARED: tl.constexpr, CHANNELS: tl.constexpr, PATCH_ROWS: tl.constexpr, GROUP_COLUMNS: tl.constexpr,
+    IN_GROUP: tl.constexpr, TIMES: tl.constexpr, ROWS: tl.constexpr, GROUPS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     # The frames that share a reference follow each other: it is then still in the cache.
     block_of_time, program = take_index(tl.program_id(0), tl.cdiv(time, TIMES))
-    block_of_patches, batch = take_index(program, tl.cdiv(patches_in_image, PATCHES))
-    batch = batch.to(tl.int64)
+    block_of_groups, _ = take_index(program, tl.cdiv(groups, GROUPS))
     times = (block_of_time * TIMES + tl.arange(0, TIMES)).to(tl.int64)
-    patches = block_of_patches * PATCHES + tl.arange(0, PATCHES)
-    columns = tl.arange(0, COLUMNS)
-    in_time = times < time
-    frames += batch * frames_b + times[:, None, None, None] * frames_t
-    reference += batch * reference_b
+    group = block_of_groups * GROUPS + tl.arange(0, GROUPS)
+    in_time, in_batch = times < time, group < groups
+    group, batch = take_index(group, groups_in_image)
+    batch = batch.to(tl.int64)
+    rows, columns = tl.arange(0, ROWS)[:, None, None], tl.arange(0, COLUMNS)
+    y = (group // groups_across).to(tl.int64)[None, :, None] * PATCH_ROWS + rows
+    x = ((group % groups_across).to(tl.int64) * GROUP_COLUMNS)[None, :, None] + columns[None, None, :]
+    inside_group = in_batch[None, :, None] & (columns < GROUP_COLUMNS)[None, None, :]
+    frames_at = (batch[None, :, None] * frames_b + y * frames_row + x * frames_column)[None]
+    frames_at += times[:, None, None, None] * frames_t
+    reference_at = batch[None, :, None] * reference_b + y * reference_row + x * reference_column
 
-    total = tl.zeros([TIMES, ROWS, PATCHES, COLUMNS], tl.float32)
+    total = tl.zeros([TIMES, GROUPS, COLUMNS], tl.float32)
     for first_block in range(0, PATCH_ROWS, SUMMED_BLOCKS * ROWS):
-        piece = tl.zeros([TIMES, ROWS, PATCHES, COLUMNS], tl.float32)
+        piece = tl.zeros([TIMES, GROUPS, COLUMNS], tl.float32)
         for first_row in range(first_block, min(first_block + SUMMED_BLOCKS * ROWS, PATCH_ROWS), ROWS):
-            rows = first_row + tl.arange(0, ROWS)
-            y, x, inside = pixels_of(
-                patches, rows, columns, patches_in_image, patches_across, PATCH_ROWS, PATCH_COLUMNS
-            )
-            frames_at = frames + (y * frames_row + x * frames_column)[None]
-            reference_at = reference + (y * reference_row + x * reference_column)[None]
-            inside = inside[None]
-            inside_frames = inside & in_time[:, None, None, None]
+            inside = inside_group & (first_row + rows < PATCH_ROWS)
+            inside_frames = inside[None] & in_time[:, None, None, None]
+            frames_plane_at = frames + tl.cast(first_row, tl.int64) * frames_row
+            reference_plane_at = reference + tl.cast(first_row, tl.int64) * reference_row
             for plane in range(planes):
-                factor = channel_factor(channel_scale, plane + columns % CHANNELS, frames, SQUARED)
-                r = tl.load(reference_at, mask=inside, other=0).to(tl.float32)
-                difference = tl.load(frames_at, mask=inside_frames, other=0).to(tl.float32) - r
-                piece += (difference * difference if SQUARED else tl.abs(difference)) * factor
-                frames_at += frames_plane
-                reference_at += reference_plane
+                difference = tl.load(frames_plane_at + frames_at, mask=inside_frames, other=0).to(tl.float32)
+                r = tl.load(reference_plane_at + reference_at, mask=inside, other=0).to(tl.float32)
+                difference -= r[None]
+                channel = plane if CHANNELS == 1 else columns % CHANNELS
+                factor = channel_factor(channel_scale, channel, frames, SQUARED)
+                piece += tl.sum(difference * difference if SQUARED else tl.abs(difference), 1) * factor
+                frames_plane_at += frames_plane
+                reference_plane_at += reference_plane
         total += piece
-    mean = tl.sum(tl.sum(total, 3), 1) / pixels_in_patch  # [TIMES, PATCHES]
+    mean = tl.sum(tl.reshape(total, [TIMES, GROUPS, IN_GROUP, COLUMNS // IN_GROUP]), 3) / pixels_in_patch
 
-    out += (batch * time + times[:, None]) * patches_in_image + patches[None, :]
-    tl.store(out, mean, mask=in_time[:, None] & (patches < patches_in_image)[None, :])
+    patches = (group * IN_GROUP)[:, None] + tl.arange(0, IN_GROUP)
+    out += (batch * time + times[:, None])[:, :, None] * (groups_in_image * IN_GROUP) + patches[None]
+    tl.store(out, mean, mask=(in_time[:, None] & in_batch[None, :])[:, :, None])
 
 
 @triton.jit
@@ -123,7 +127,7 @@ def backward_kernel(
     batch = batch.to(tl.int64)
     patches = block_of_patches * PATCHES + tl.arange(0, PATCHES)
     rows, columns = block_of_rows * ROWS + tl.arange(0, ROWS), tl.arange(0, COLUMNS)
-    y, x, inside = pixels_of(patches, rows, columns, patches_in_image, patches_across, PATCH_SIZE, PATCH_SIZE)
+    y, x, inside = pixels_of(patches, rows, columns, patches_in_image, patches_across, PATCH_SIZE)
     grad += batch * grad_b + patches.to(tl.int64)[None, :] * grad_patch
     frames += batch * frames_b + (y * frames_row + x * frames_column)[None]
     reference += batch * reference_b + y * reference_row + x * reference_column
@@ -167,11 +171,28 @@ def _channels_last(x: Tensor) -> Tensor:
     return x if _is_channels_last(x) else x.movedim(-3, -1).contiguous().movedim(-1, -3)
 
 
-def _tile(time: int, rows: int, columns: int, patches: int) -> dict[str, int]:
-    """The block of pixels that a program holds of patches of ``rows`` × ``columns``; its sides are powers of two."""
-    times = min(triton.next_power_of_2(max(time, 1)), MOST_TIMES)
-    tile = {"TIMES": times, "COLUMNS": triton.next_power_of_2(columns)}
-    for name, size in (("ROWS", rows), ("PATCHES", patches)):
+def _forward_tile(time: int, rows: int, columns: int, itemsize: int, across: int) -> dict[str, int]:
+    """The block of pixels of a warp, its sides powers of two; ``across`` patches, rows × columns, are side by side."""
+    width = triton.next_power_of_2(columns)
+    in_group = math.gcd(across, max(1, VECTOR // (width * itemsize))) if width == columns else 1
+    columns, width = columns * in_group, width * in_group
+    # Rows of an odd number of bytes are loaded byte by byte: four for each thread.
+    row = 32 * max(4, math.gcd(columns * itemsize, VECTOR))
+    return {
+        "GROUP_COLUMNS": columns,
+        "IN_GROUP": in_group,
+        "TIMES": min(triton.next_power_of_2(time), MOST_TIMES),
+        "ROWS": min(triton.next_power_of_2(rows), max(1, MOST_ROWS * row // (width * itemsize)), MOST_ROWS),
+        "GROUPS": max(1, row // (width * itemsize)),
+        "COLUMNS": width,
+    }
+
+
+def _backward_tile(time: int, patch_size: int, patches: int) -> dict[str, int]:
+    """The block of pixels that a program holds; its sides are powers of two."""
+    times = min(triton.next_power_of_2(max(time, 1)), TILE_TIMES)
+    tile = {"TIMES": times, "COLUMNS": triton.next_power_of_2(patch_size)}
+    for name, size in (("ROWS", patch_size), ("PATCHES", patches)):
         tile[name] = min(triton.next_power_of_2(size), max(1, TILE // math.prod(tile.values())))
     return tile
 
@@ -193,27 +214,28 @@ def forward(
         reference = _channels_last(reference)
         strides = *images.stride()[:4], 1, *reference.stride()[:3], 1
         planes, interleaved = 1, channels
-    tile = _tile(time, patch_size, patch_size * interleaved, patches)
-    programs = triton.cdiv(time, tile["TIMES"]) * triton.cdiv(patches, tile["PATCHES"]) * batch
+    columns = patch_size * interleaved
+    tile = _forward_tile(time, patch_size, columns, frames.itemsize, patches_across)
+    groups = batch * patches // tile["IN_GROUP"]
     launch(
         forward_kernel,
-        (programs,),
+        (triton.cdiv(time, tile["TIMES"]) * triton.cdiv(groups, tile["GROUPS"]),),
         frames,
         reference,
         None if channel_scale is None else channel_scale.contiguous(),
         out,
+        groups,
         time,
         planes,
-        patches,
-        patches_across,
+        patches // tile["IN_GROUP"],
+        patches_across // tile["IN_GROUP"],
         float(channels * patch_size**2),
         *strides,
         SQUARED=norm == "l2",
         CHANNELS=interleaved,
         PATCH_ROWS=patch_size,
-        PATCH_COLUMNS=patch_size * interleaved,
         **tile,
-        num_warps=8,
+        num_warps=1,
     )
     return out
 
@@ -234,7 +256,7 @@ def backward(
     batch, time, channels, height, width = images.shape
     patches_across = width // patch_size
     patches = height // patch_size * patches_across
-    tile = _tile(time, patch_size, patch_size, patches)
+    tile = _backward_tile(time, patch_size, patches)
     blocks_of_rows = triton.cdiv(patch_size, tile["ROWS"])
     launch(
         backward_kernel,
