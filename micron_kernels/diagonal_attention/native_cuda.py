@@ -89,9 +89,9 @@ def backward(
         d_value,
         d_weight,
     )
-    # Rows that are not computed, or masked, are not written.
-    d_query = q.new_empty(q.shape) if rows is None and key_mask is None else q.new_zeros(q.shape)
-    d_query, d_key = d_query if wanted.query else None, k.new_empty(k.shape) if wanted.key else None
+    d_query, d_key = None, k.new_empty(k.shape) if wanted.key else None
+    if wanted.query:  # rows that are not computed, or masked, are not written
+        d_query = q.new_empty(q.shape) if rows is None and key_mask is None else q.new_zeros(q.shape)
     if rows is None and key_mask is None and heads_at_a_time(q):
 
         def score_gradients(first_head: int, d_scores: Tensor) -> None:
