@@ -67,7 +67,8 @@ class Device {
 #ifdef MICRON_EMULATED
     emulator::launch(grid, block, shared, [&] { kernel(arguments...); });
 #else
-    if (shared > 48 * 1024) {
+    constexpr size_t WITHOUT_ASKING = 48 * 1024, MOST_STATIC = 8 * 1024;  // a block's, of both kinds together
+    if (shared > WITHOUT_ASKING - MOST_STATIC) {
       check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
             "this GPU has too little shared memory");
     }

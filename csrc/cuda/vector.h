@@ -149,6 +149,7 @@ struct Tiles {
   int across, down;
 
   Tiles(int64_t columns, int64_t rows) {
+    if (rows == 0) rows = 1;  // images without channels: their kernels have nothing to read, and still a mean to write
     across = static_cast<int>(ceil_div(columns, BLOCK_THREADS / 2));
     block.x = static_cast<unsigned>(ceil_div(columns, across));
     down = static_cast<int>(ceil_div(rows, BLOCK_THREADS / block.x));

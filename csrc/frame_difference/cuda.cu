@@ -91,7 +91,7 @@ __global__ void __launch_bounds__(BLOCK_THREADS, 2) forward_kernel(const Forward
   const int rows = static_cast<int>(p.planes * p.patch_height);
   const int pass_rows = SUMMED_ROWS * static_cast<int>(blockDim.y);
   for (int64_t chunk = begin; chunk < end; chunk += blockDim.x * V) {
-    for (int first_row = 0; first_row < rows; first_row += pass_rows) {
+    for (int first_row = 0; first_row == 0 || first_row < rows; first_row += pass_rows) {  // without rows, of nothing
       const int64_t column = chunk + threadIdx.x * V;
       if (column < end) {
         float total[TIME][V] = {};
@@ -285,7 +285,7 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad, const Tensor& frames, co
   const Backward b = backward_arguments(grad, frames, reference, patch_size, squared, factors, channels_last,
                                         d_frames, d_reference);
   const std::tuple<Tensor, Tensor> results{d_frames, d_reference};
-  if (b.batch * b.height * b.columns == 0) return results;  // without frames, the gradient of the reference is still 0
+  if (b.batch * b.planes * b.height * b.columns == 0) return results;  // without frames, the reference's is still 0
   check_size(b);
   const Device device(frames);
   with_floating(b.dtype, [&](auto element) {

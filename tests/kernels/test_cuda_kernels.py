@@ -97,7 +97,7 @@ def test_swapping_across_blocks_and_channels(target, dtype, out):
 
 
 @target
-@pytest.mark.parametrize("length", [5000, 23000])  # with its keys in shared memory, and without
+@pytest.mark.parametrize("length", [5000, 12000, 23000])  # with its keys in shared memory, and without
 def test_selecting_from_long_rows(target, length):
     impl, device = target
     scores = torch.randint(-50, 50, (2, length), device=device) / 8  # many ties

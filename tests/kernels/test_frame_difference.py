@@ -182,6 +182,17 @@ def test_a_size_of_zero(target, shape):
 
 
 @target
+def test_of_no_channels_there_is_no_mean(target):
+    impl, device = target
+    frames, reference = (torch.empty(2, 0, 8, 8, device=device, requires_grad=True) for _ in range(2))
+    result = frame_difference(frames, reference, 4, impl=impl)
+    assert result.shape == (2, 4)
+    assert result.isnan().all()
+    result.sum().backward()
+    assert frames.grad.shape == reference.grad.shape == (2, 0, 8, 8)
+
+
+@target
 def test_same_bits_run_after_run(target):
     impl, device = target
     harness.check_repeats(lambda **x: frame_difference(**x, impl=impl), make(device=device), WRT)

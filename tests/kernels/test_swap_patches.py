@@ -148,7 +148,7 @@ def test_a_pixel_that_is_not_taken_is_not_read(target):
 
 
 @target
-@pytest.mark.parametrize("shape", [(0, 3, 16, 16), (2, 3, 0, 16), (2, 3, 16, 0)], ids=str)
+@pytest.mark.parametrize("shape", [(0, 3, 16, 16), (2, 0, 16, 16), (2, 3, 0, 16), (2, 3, 16, 0)], ids=str)
 def test_a_size_of_zero(target, shape):
     impl, device = target
     harness.check_empty(swap_patches, make(shape, device=device), WRT, impl)
