@@ -206,6 +206,8 @@ def forward(
     out = frames.new_empty((*frames.shape[:-3], patches), dtype=torch.float32)
     if out.numel() == 0:
         return out
+    if not frames.shape[-3]:
+        return out.fill_(torch.nan)  # of no channels there is no mean
     images = _with_time(frames)
     batch, time, channels = images.shape[:3]
     strides = *images.stride(), *reference.stride()
