@@ -21,6 +21,8 @@ INTERPRETED = tl.constexpr(interpreted())
 #: once for every bit. Prefix sums want more registers, and go by smaller chunks.
 MOST_SCORES = 16384
 MOST_SCORES_NUMBERED = 4096
+#: Scores of a warp.
+WARP_SCORES = 256
 #: Shorter rows share a program until it holds so many scores.
 FEW_SCORES = 512
 #: Elements of tokens that a program holds at a time, and the most of one token.
@@ -193,7 +195,7 @@ def _topk(scores: Tensor, k: int, mask: Tensor | None) -> Tensor:
         ROWS=rows,
         BLOCK=block,
         CHUNK=min(block, MOST_SCORES_NUMBERED),
-        num_warps=min(max(block // 256, 1), 16),
+        num_warps=min(max(block // WARP_SCORES, 1), 16),
     )
     return indices
 
