@@ -56,7 +56,7 @@ struct Statistics {
 // p_ii of this thread's rows, and to shared memory w_i p_ii, what each row of value is multiplied by.
 template <class T, int STAGES>
 __device__ void weigh_rows(const Forward<T>& p, const TileShared<STAGES>& shared, Ring<STAGES>& ring,
-                           const Work& work, bool is_first) {
+                           const Work& work) {
   const Shape& shape = p.product.shape;
   const int first_slot = work.first_row;
   const float scale = shape.positive_scale_log2();
@@ -67,7 +67,7 @@ __device__ void weigh_rows(const Forward<T>& p, const TileShared<STAGES>& shared
   for_tiles(shape.length, 0, tiles, [&](auto keys, int tile) {
     constexpr int COUNT = decltype(keys)::count / 2;
     float scores[COUNT];
-    scores_of_tile<decltype(keys)::count>(p.product, shared, ring, is_first && tile == 0, scores);
+    scores_of_tile<decltype(keys)::count>(p.product, shared, ring, scores);
     if (shape.scale_log2 < 0) {
 #pragma unroll
       for (int i = 0; i < COUNT; ++i) scores[i] = -scores[i];
@@ -190,7 +190,7 @@ __global__ void __launch_bounds__(TILE_THREADS, SHARES_SM<STAGES> ? 2 : 1)
     for (int index = blockIdx.x; index < p.product.works; index += gridDim.x) {
       const Work work = work_of(index);
       prepare_rows(p.product, shared, work);
-      weigh_rows(p, shared, ring, work, index == static_cast<int>(blockIdx.x));
+      weigh_rows(p, shared, ring, work);
       if (shape.rows == nullptr) write_rows(p, shared, ring, work);
       else gather_rows(p, shared, work);
     }

@@ -32,14 +32,13 @@ __device__ inline uint4 gather_quad(uint32_t w0, uint32_t w1, uint32_t w2, uint3
 
 template <class T, int STAGES>
 __device__ void write_score_gradients(const ScoreGradients<T>& p, const TileShared<STAGES>& shared,
-                                      Ring<STAGES>& ring, const Work& work, int first_tile, int last_tile,
-                                      bool is_first) {
+                                      Ring<STAGES>& ring, const Work& work, int first_tile, int last_tile) {
   const Shape& shape = p.product.shape;
   const int row = work.first_row + Holder::row(), thread = threadIdx.x % 4;
   for_tiles(shape.length, first_tile, last_tile, [&](auto keys, int tile) {
     constexpr int COUNT = decltype(keys)::count / 2;
     float scores[COUNT];
-    scores_of_tile<decltype(keys)::count>(p.product, shared, ring, is_first && tile == first_tile, scores);
+    scores_of_tile<decltype(keys)::count>(p.product, shared, ring, scores);
     const int first_key = tile * TILE_KEYS;
     float offset[2], f[2];
 #pragma unroll
@@ -102,7 +101,7 @@ __global__ void __launch_bounds__(TILE_THREADS, SHARES_SM<STAGES> ? 2 : 1)
   if (threadIdx.x < 256) {
     for (int index = blockIdx.x; index < p.product.works; index += gridDim.x) {
       const int split = index % p.splits;
-      write_score_gradients(p, shared, ring, work_of(index), tile_of(split), tile_of(split + 1), index == static_cast<int>(blockIdx.x));
+      write_score_gradients(p, shared, ring, work_of(index), tile_of(split), tile_of(split + 1));
     }
   } else if (threadIdx.x == 256) {
     uint32_t count = 0;

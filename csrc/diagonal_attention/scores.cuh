@@ -3,8 +3,8 @@
 //
 // A stage holds 128 keys and 64 columns (16 KB), the rows as many for each chunk of columns: at 512 columns 128 KB of
 // rows and six stages fill an SM. Up to 128 columns, four stages let two blocks of threads share one, and the
-// exponentials of one hide behind the products of the other. Alone on its SM, a block hides them by the lag of its
-// second group of rows. Blocks stay: the producer fetches the next rows while the last are finished.
+// exponentials of one hide behind the products of the other. Blocks stay: the producer fetches the next rows while the
+// last are finished.
 #pragma once
 
 #include "device.cuh"
@@ -14,7 +14,6 @@ namespace micron::diagonal_attention {
 constexpr int TILE_ROWS = 128, TILE_KEYS = 128;
 constexpr int TILE_THREADS = 256 + 32;  // two groups of 64 rows each, a warpgroup each, and the producer
 constexpr int BOX_BYTES = 128 * 128;    // that one copy brings: 128 rows of a chunk of columns
-constexpr int LAG = 3;                  // chunks of the first tile that the second group stays behind
 
 template <int STAGES>
 constexpr bool SHARES_SM = STAGES == 4;
@@ -100,11 +99,11 @@ __device__ void prepare_rows(const Product<T>& p, const TileShared<STAGES>& shar
   if (lane < 16) shared.position[warp * 16 + lane] = p.shape.position(work.batch, work.first_row + warp * 16 + lane);
   __syncwarp();
   if (p.shape.rows == nullptr) return;
-  cuda::named_barrier(2 + group, 128);
+  cuda::named_barrier(1 + group, 128);
   load_block(shared.query + group * 64 * 128, p.query, shared.position + group * 64, 64, BOX_BYTES, p.chunks,
              work.batch, work.head, threadIdx.x % 128, 128);
   cuda::async_proxy_fence();
-  cuda::named_barrier(2 + group, 128);
+  cuda::named_barrier(1 + group, 128);
 }
 
 // The producer: a box of 128 rows by 64 columns for the next stage, and the bytes that come with it.
@@ -164,11 +163,9 @@ struct Visible {
 
 // Unscaled scores of this group's 64 rows and KEYS keys, over all chunks of columns.
 template <int KEYS, class T, int STAGES>
-__device__ void scores_of_tile(const Product<T>& p, const TileShared<STAGES>& shared, Ring<STAGES>& ring, bool is_first,
+__device__ void scores_of_tile(const Product<T>& p, const TileShared<STAGES>& shared, Ring<STAGES>& ring,
                                float (&scores)[KEYS / 2]) {
   const int group = threadIdx.x / 128;
-  const bool lags = is_first && !SHARES_SM<STAGES> && LAG > 0;
-  if (lags && group == 1) cuda::named_barrier(1, 256);
 #pragma unroll
   for (int i = 0; i < KEYS / 2; ++i) scores[i] = 0;
   int before = 0;
@@ -189,7 +186,6 @@ __device__ void scores_of_tile(const Product<T>& p, const TileShared<STAGES>& sh
     }
     before = ring.stage;
     ring.next();
-    if (lags && group == 0 && chunk == min(LAG, p.chunks) - 1) cuda::named_barrier(1, 256);
   }
   cuda::wgmma_wait(scores);
   arrive_warp(&shared.empty[before]);
