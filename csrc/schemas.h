@@ -10,27 +10,12 @@ void define_operators(Library& m) {
   m.def(
       "diagonal_attention(Tensor query, Tensor key, Tensor value, float scale, Tensor? row_weight, Tensor? rows, "
       "Tensor? key_mask, bool keep) -> (Tensor, Tensor, Tensor, Tensor, Tensor?)");
+  // first_slot and slot_order: on CUDA, which slots of `rows` are one position.
   m.def(
       "diagonal_attention_backward(Tensor? grad_out, Tensor? grad_weights, Tensor query, Tensor key, Tensor value, "
       "float scale, Tensor? row_weight, Tensor? rows, Tensor? key_mask, Tensor weights, Tensor row_max, "
-      "Tensor row_sum, Tensor? exponentials, bool wants_query, bool wants_key, bool wants_value, bool wants_weight) "
-      "-> (Tensor?, Tensor?, Tensor?, Tensor?)");
-  // On CUDA the backward is several kernels; what one position is to another is prepared in Python.
-  m.def(
-      "diagonal_attention_row_gradients(Tensor? grad_out, Tensor? grad_weights, Tensor value, Tensor? row_weight, "
-      "Tensor? key_mask, Tensor weights, Tensor row_sum, Tensor? first_slot, "
-      "Tensor? slot_order, Tensor(a!) slot_f, Tensor(b!) slot_c, Tensor(c!) position_f, Tensor(d!) position_c, "
-      "Tensor(e!) d_value, Tensor(f!)? d_weight) -> ()");
-  m.def(
-      "diagonal_attention_score_gradients(Tensor query, Tensor key, float scale, Tensor row_max, Tensor f, Tensor c, "
-      "int first_head, Tensor(a!) d_scores) -> ()");
-  m.def(
-      "diagonal_attention_query_gradients(Tensor query, Tensor key, float scale, Tensor? rows, Tensor? key_mask, "
-      "Tensor row_max, Tensor? first_slot, Tensor? slot_order, Tensor position_f, Tensor position_c, "
-      "Tensor(a!) d_query) -> ()");
-  m.def(
-      "diagonal_attention_key_gradients(Tensor query, Tensor key, float scale, Tensor? rows, Tensor? key_mask, "
-      "Tensor row_max, Tensor slot_f, Tensor slot_c, Tensor(a!) d_key) -> ()");
+      "Tensor row_sum, Tensor? exponentials, Tensor? first_slot, Tensor? slot_order, bool wants_query, bool wants_key, "
+      "bool wants_value, bool wants_weight) -> (Tensor?, Tensor?, Tensor?, Tensor?)");
   m.def(
       "frame_difference(Tensor frames, Tensor reference, int patch_size, bool squared, Tensor factors, "
       "bool channels_last) -> Tensor");

@@ -76,12 +76,17 @@ inline Tensor new_tensor(const Tensor& like, ScalarType dtype, std::initializer_
   return x;
 }
 
-// The same memory, seen by other strides.
+// The same memory, seen by other strides, from so many elements on.
 inline Tensor with_strides(const Tensor& x, std::initializer_list<int64_t> shape,
-                           std::initializer_list<int64_t> strides) {
+                           std::initializer_list<int64_t> strides, int64_t offset = 0) {
   AtenTensorHandle result = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_as_strided(x.get(), shape.begin(), strides.begin(), &result));
+  TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(x.get(), static_cast<int64_t>(shape.size()), shape.begin(),
+                                                        strides.begin(), offset, &result));
   return Tensor(result);
+}
+
+inline OptionalTensor as_fp32(const OptionalTensor& x) {
+  return x && x->scalar_type() != ScalarType::Float ? torch::stable::to(*x, ScalarType::Float) : x;
 }
 
 // `x` itself, or a copy.

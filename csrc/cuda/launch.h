@@ -3,6 +3,7 @@
 #pragma once
 
 #ifdef MICRON_EMULATED
+#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 #include "emulator.h"
 #else
 #include <cuda_runtime.h>
@@ -28,15 +29,19 @@ inline void check(cudaError_t error, const char* what) {
   STD_TORCH_CHECK(error == cudaSuccess, what, ": ", cudaGetErrorString(error));
 }
 
-// torch's current stream. The function is looked up in the library where torch has loaded it: naming it would make
-// this extension need libtorch_cuda, and unloadable beside a torch for CPUs.
+// A function of torch's CUDA library. It is looked up where torch has loaded that: naming it would make this extension
+// need libtorch_cuda, and unloadable beside a torch for CPUs.
+template <class Function>
+Function of_torch(const char* name) {
+  void* library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
+  void* function = library == nullptr ? nullptr : dlsym(library, name);
+  STD_TORCH_CHECK(function != nullptr, name, ": not found; torch has not loaded its CUDA library, or has no such");
+  return reinterpret_cast<Function>(function);
+}
+
+// torch's current stream.
 inline cudaStream_t current_stream(int32_t device) {
-  using Get = AOTITorchError (*)(int32_t, void**);
-  static const Get get = [] {
-    void* library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
-    return library == nullptr ? nullptr : reinterpret_cast<Get>(dlsym(library, "aoti_torch_get_current_cuda_stream"));
-  }();
-  STD_TORCH_CHECK(get != nullptr, "torch has not loaded its CUDA library: libtorch_cuda.so");
+  static const auto get = of_torch<AOTITorchError (*)(int32_t, void**)>("aoti_torch_get_current_cuda_stream");
   void* stream = nullptr;
   STD_TORCH_CHECK(get(device, &stream) == 0, "torch has no current stream for CUDA device ", device);
   return static_cast<cudaStream_t>(stream);
@@ -75,6 +80,19 @@ class Device {
     kernel<<<grid, block, shared, stream_>>>(arguments...);
     check(cudaGetLastError(), "launch");
 #endif
+  }
+
+  // result = factor · a b for each of the matrices, by torch.
+  void batched_product(const Tensor& result, const Tensor& a, const Tensor& b, double factor) const {
+#ifdef MICRON_EMULATED
+    const auto multiply = aoti_torch_cpu_baddbmm_out;
+#else
+    using Multiply = AOTITorchError (*)(AtenTensorHandle, AtenTensorHandle, AtenTensorHandle, AtenTensorHandle, double,
+                                        double);
+    static const auto multiply = of_torch<Multiply>("aoti_torch_cuda_baddbmm_out");
+#endif
+    const double keep_nothing = 0;
+    TORCH_ERROR_CODE_CHECK(multiply(result.get(), result.get(), a.get(), b.get(), keep_nothing, factor));
   }
 
 #ifndef MICRON_EMULATED

@@ -50,10 +50,6 @@ Problem problem(const Tensor& query, const Tensor& key, const Tensor& value, dou
   return result;
 }
 
-OptionalTensor as_fp32(const OptionalTensor& x) {
-  return x && x->scalar_type() != ScalarType::Float ? torch::stable::to(*x, ScalarType::Float) : x;
-}
-
 bool takes_bf16_pairs(const Problem& problem) {
 #ifdef MICRON_X86
   return problem.dtype == Dtype::bfloat16 && instruction_set() == InstructionSet::avx512_bf16;
@@ -103,8 +99,9 @@ std::tuple<OptionalTensor, OptionalTensor, OptionalTensor, OptionalTensor> backw
     const OptionalTensor& any_grad_out, const OptionalTensor& any_grad_weights, const Tensor& any_query,
     const Tensor& any_key, const Tensor& any_value, double scale, const OptionalTensor& any_row_weight,
     const OptionalTensor& any_rows, const OptionalTensor& any_key_mask, const Tensor& any_weights,
-    const Tensor& any_row_max, const Tensor& any_row_sum, const OptionalTensor& any_exponentials, bool wants_query,
-    bool wants_key, bool wants_value, bool wants_weight) {
+    const Tensor& any_row_max, const Tensor& any_row_sum, const OptionalTensor& any_exponentials,
+    const OptionalTensor& /*first_slot*/, const OptionalTensor& /*slot_order*/, bool wants_query, bool wants_key,
+    bool wants_value, bool wants_weight) {
   const Tensor query = with_contiguous_rows(any_query), key = with_contiguous_rows(any_key);
   const Tensor value = with_contiguous_rows(any_value);
   const OptionalTensor row_weight = as_fp32(any_row_weight), rows = made_contiguous(any_rows);

@@ -23,6 +23,28 @@ Rows<T> rows_of(const char* name, const Tensor& x, const Tensor& like, int64_t l
   return {static_cast<const T*>(x.data_ptr()), x.stride(0), x.stride(1), x.stride(2), static_cast<int>(x.size(3))};
 }
 
+int64_t padded(int64_t size) { return std::max<int64_t>(8, (size + 7) / 8 * 8); }
+
+// `x` with rows that start at multiples of 16 bytes and no stride of 0: itself, or a copy, wider if need be.
+Tensor aligned(const Tensor& x) {
+  const int64_t batch = x.size(0), heads = x.size(1), length = x.size(2), width = x.size(3), row = padded(width);
+  bool fits = width == row && x.stride(3) == 1 && reinterpret_cast<uintptr_t>(x.data_ptr()) % 16 == 0;
+  for (int64_t i = 0; i < 3; ++i) fits = fits && x.stride(i) > 0 && x.stride(i) % 8 == 0;
+  if (fits) return x;
+  Tensor wide = new_tensor(x, x.scalar_type(), {batch, heads, length, row});
+  if (row != width) torch::stable::zero_(wide);
+  Tensor part = with_strides(wide, {batch, heads, length, width}, {heads * length * row, length * row, row, 1});
+  torch::stable::copy_(part, x);
+  return wide;
+}
+
+// Without the columns that were added to align rows.
+Tensor of_width(const Tensor& x, int64_t width) {
+  if (x.size(3) == width) return x;
+  return torch::stable::contiguous(
+      with_strides(x, {x.size(0), x.size(1), x.size(2), width}, {x.stride(0), x.stride(1), x.stride(2), 1}));
+}
+
 // Rows that are read 16 bytes at a time.
 template <class T>
 Rows<T> aligned_rows(const char* name, const Tensor& x, const Tensor& like, int64_t length) {
@@ -57,10 +79,13 @@ template <class Kernel>
 void set_weight(Kernel& p, const Shape& shape, const OptionalTensor& row_weight) {
   p.row_weight = nullptr, p.weight_b = p.weight_h = p.weight_n = 0;
   if (!row_weight) return;
-  check_shape("row_weight", *row_weight, {shape.batch, shape.heads, shape.length});
+  const bool per_head = row_weight->dim() == 3;
+  per_head ? check_shape("row_weight", *row_weight, {shape.batch, shape.heads, shape.length})
+           : check_shape("row_weight", *row_weight, {shape.batch, shape.length});
   STD_TORCH_CHECK(row_weight->scalar_type() == ScalarType::Float, "row_weight must be fp32");
   p.row_weight = static_cast<const float*>(row_weight->data_ptr());
-  p.weight_b = row_weight->stride(0), p.weight_h = row_weight->stride(1), p.weight_n = row_weight->stride(2);
+  p.weight_b = row_weight->stride(0), p.weight_h = per_head ? row_weight->stride(1) : 0;
+  p.weight_n = row_weight->stride(row_weight->dim() - 1);
 }
 
 // fp32 statistics, one a slot or one a position of each head.
@@ -100,9 +125,15 @@ void launch_tiles(const cuda::Device& device, Kernel kernel, const Parameters& p
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, OptionalTensor> forward(
-    const Tensor& query, const Tensor& key, const Tensor& value, double scale, const OptionalTensor& row_weight,
-    const OptionalTensor& rows, const OptionalTensor& key_mask, bool keep) {
+    const Tensor& any_query, const Tensor& any_key, const Tensor& any_value, double scale,
+    const OptionalTensor& any_row_weight, const OptionalTensor& any_rows, const OptionalTensor& any_key_mask,
+    bool keep) {
   STD_TORCH_CHECK(!keep, "exponentials are kept on a CPU alone");
+  STD_TORCH_CHECK(any_query.dim() == 4 && any_key.dim() == 4 && any_value.dim() == 4,
+                  "query, key and value must be (B, H, N, width)");
+  const Tensor query = aligned(any_query), key = aligned(any_key), value = aligned(any_value);
+  const OptionalTensor row_weight = as_fp32(any_row_weight), rows = made_contiguous(any_rows);
+  const OptionalTensor key_mask = made_contiguous(any_key_mask);
   const Shape shape = shape_of(query, scale, rows, key_mask);
   const auto f32 = ScalarType::Float;
   const Tensor out =
@@ -110,9 +141,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, OptionalTensor> forward(
   const Tensor weights = new_tensor(query, f32, {shape.batch, shape.heads, shape.computed});
   const Tensor row_max = new_tensor(query, f32, {shape.batch, shape.heads, shape.computed});
   const Tensor row_sum = new_tensor(query, f32, {shape.batch, shape.heads, shape.computed});
-  const std::tuple<Tensor, Tensor, Tensor, Tensor, OptionalTensor> results{out, weights, row_max, row_sum,
-                                                                           std::nullopt};
-  if (int64_t{shape.batch} * shape.heads * shape.computed == 0) return results;
+  const auto results = [&] {
+    return std::tuple<Tensor, Tensor, Tensor, Tensor, OptionalTensor>{of_width(out, any_value.size(3)), weights,
+                                                                      row_max, row_sum, std::nullopt};
+  };
+  if (int64_t{shape.batch} * shape.heads * shape.computed == 0) return results();
   const cuda::Device device(query);
   of_dtype(query, [&](auto zero) {
     using T = decltype(zero);
@@ -126,10 +159,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, OptionalTensor> forward(
     p.product.works = shape.batch * shape.heads * ((shape.computed + TILE_ROWS - 1) / TILE_ROWS);
     launch_tiles(device, stages_of(p.product.chunks) == 4 ? forward_kernel<T, 4> : forward_kernel<T, 6>, p);
   });
-  return results;
+  return results();
 }
 
-void row_gradients(const OptionalTensor& grad_out, const OptionalTensor& grad_weights, const Tensor& value,
+void row_gradients(const cuda::Device& device, const OptionalTensor& grad_out, const OptionalTensor& grad_weights, const Tensor& value,
                    const OptionalTensor& row_weight, const OptionalTensor& key_mask, const Tensor& weights,
                    const Tensor& row_sum, const OptionalTensor& first_slot, const OptionalTensor& slot_order,
                    const Tensor& slot_f, const Tensor& slot_c, const Tensor& position_f, const Tensor& position_c,
@@ -137,8 +170,6 @@ void row_gradients(const OptionalTensor& grad_out, const OptionalTensor& grad_we
   Shape shape = shape_of(value, 1, std::nullopt, key_mask);
   if (slot_order) shape.computed = static_cast<int>(slot_order->size(1));
   const int64_t count = int64_t{shape.batch} * shape.heads * shape.length;
-  if (count == 0) return;
-  const cuda::Device device(value);
   of_dtype(value, [&](auto zero) {
     using T = decltype(zero);
     RowGradients<T> p;
@@ -164,23 +195,18 @@ void row_gradients(const OptionalTensor& grad_out, const OptionalTensor& grad_we
   });
 }
 
-void score_gradients(const Tensor& query, const Tensor& key, double scale, const Tensor& row_max, const Tensor& f,
-                     const Tensor& c, int64_t first_head, const Tensor& d_scores) {
+// dS of `heads` heads from first_head on into rows of `row` elements.
+void score_gradients(const cuda::Device& device, const Tensor& query, const Tensor& key, double scale,
+                     const Tensor& row_max, const Tensor& f, const Tensor& c, int64_t first_head, int64_t heads,
+                     int64_t row, const Tensor& d_scores) {
   const Shape shape = shape_of(query, scale, std::nullopt, std::nullopt);
-  const int64_t heads = d_scores.size(0), row = d_scores.size(2);
-  STD_TORCH_CHECK(first_head >= 0 && first_head + heads <= int64_t{shape.batch} * shape.heads,
-                  "there are no so many heads");
-  STD_TORCH_CHECK(row % 8 == 0 && row >= shape.length && row < shape.length + 8,
-                  "rows of d_scores must have N columns and as many more as a multiple of 8 needs");
-  if (heads * shape.length == 0) return;
-  const cuda::Device device(query);
   of_dtype(query, [&](auto zero) {
     using T = decltype(zero);
     ScoreGradients<T> p;
     p.product = product_of<T>(query, key, shape);
     p.row_max = statistics("row_max", row_max, shape, shape.length);
     p.f = statistics("f", f, shape, shape.length), p.c = statistics("c", c, shape, shape.length);
-    p.d_scores = contiguous_data<T>("d_scores", d_scores, query.scalar_type(), {heads, shape.length, row});
+    p.d_scores = data_of<T>(d_scores);
     p.row = static_cast<int>(row), p.heads = static_cast<int>(heads), p.first_head = static_cast<int>(first_head);
     const int works = p.heads * ((shape.length + TILE_ROWS - 1) / TILE_ROWS);
     const int tiles = (shape.length + TILE_KEYS - 1) / TILE_KEYS, wanted = 4 * device.multiprocessors();
@@ -192,13 +218,12 @@ void score_gradients(const Tensor& query, const Tensor& key, double scale, const
 }
 
 template <bool QUERIES>
-void pass(const Tensor& query, const Tensor& key, double scale, const OptionalTensor& rows,
+void pass(const cuda::Device& device, const Tensor& query, const Tensor& key, double scale, const OptionalTensor& rows,
           const OptionalTensor& key_mask, const Tensor& row_max, const OptionalTensor& first_slot,
           const OptionalTensor& slot_order, const Tensor& f, const Tensor& c, const Tensor& sums) {
   const Shape shape = shape_of(query, scale, rows, key_mask);
   const int count = QUERIES ? shape.computed : shape.length;
-  if (int64_t{shape.batch} * shape.heads * count == 0) return;
-  const cuda::Device device(query);
+  if (count == 0) return;
   of_dtype(query, [&](auto zero) {
     using T = decltype(zero);
     Pass<T> p{};
@@ -227,17 +252,93 @@ void pass(const Tensor& query, const Tensor& key, double scale, const OptionalTe
   });
 }
 
-void query_gradients(const Tensor& query, const Tensor& key, double scale, const OptionalTensor& rows,
-                     const OptionalTensor& key_mask, const Tensor& row_max, const OptionalTensor& first_slot,
-                     const OptionalTensor& slot_order, const Tensor& position_f, const Tensor& position_c,
-                     const Tensor& d_query) {
-  pass<true>(query, key, scale, rows, key_mask, row_max, first_slot, slot_order, position_f, position_c, d_query);
+// Matrices of all heads in a row, (B·H, N, E); a copy only where no one step leads from each to the next.
+Tensor by_head(const Tensor& x) {
+  const int64_t batch = x.size(0), heads = x.size(1);
+  const bool even = batch == 1 || heads == 1 || x.stride(0) == heads * x.stride(1);
+  const Tensor y = even ? x : torch::stable::contiguous(x);
+  return with_strides(y, {batch * heads, y.size(2), y.size(3)},
+                      {heads == 1 ? y.stride(0) : y.stride(1), y.stride(2), y.stride(3)});
 }
 
-void key_gradients(const Tensor& query, const Tensor& key, double scale, const OptionalTensor& rows,
-                   const OptionalTensor& key_mask, const Tensor& row_max, const Tensor& slot_f, const Tensor& slot_c,
-                   const Tensor& d_key) {
-  pass<false>(query, key, scale, rows, key_mask, row_max, std::nullopt, std::nullopt, slot_f, slot_c, d_key);
+// `count` of the matrices of x from `first` on.
+Tensor some(const Tensor& x, int64_t first, int64_t count) {
+  return with_strides(x, {count, x.size(1), x.size(2)}, {x.stride(0), x.stride(1), x.stride(2)}, first * x.stride(0));
+}
+
+// dQ = scale · dS K and dK = scale · dSᵀ Q by torch's products of matrices, of `most` heads at a time at most.
+void gradients_by_scores(const cuda::Device& device, const Tensor& query, const Tensor& key, double scale,
+                         const Tensor& row_max, const Tensor& f, const Tensor& c, int64_t most,
+                         const OptionalTensor& d_query, const OptionalTensor& d_key) {
+  const int64_t heads = query.size(0) * query.size(1), length = query.size(2), row = padded(length);
+  const int64_t parts = (heads + most - 1) / most, at_a_time = (heads + parts - 1) / parts;
+  const Tensor scratch = new_tensor(query, query.scalar_type(), {at_a_time, length, row});
+  const Tensor queries = by_head(query), keys = by_head(key);
+  for (int64_t first = 0; first < heads; first += at_a_time) {
+    const int64_t count = std::min(at_a_time, heads - first);
+    score_gradients(device, query, key, scale, row_max, f, c, first, count, row, scratch);
+    const auto multiply = [&](const OptionalTensor& result, std::initializer_list<int64_t> strides, const Tensor& by) {
+      if (!result) return;
+      const Tensor d_scores = with_strides(scratch, {count, length, length}, strides);
+      device.batched_product(some(by_head(*result), first, count), d_scores, some(by, first, count), scale);
+    };
+    multiply(d_query, {length * row, row, 1}, keys);
+    multiply(d_key, {length * row, 1, row}, queries);
+  }
+}
+
+std::tuple<OptionalTensor, OptionalTensor, OptionalTensor, OptionalTensor> backward(
+    const OptionalTensor& any_grad_out, const OptionalTensor& any_grad_weights, const Tensor& any_query,
+    const Tensor& any_key, const Tensor& any_value, double scale, const OptionalTensor& any_row_weight,
+    const OptionalTensor& any_rows, const OptionalTensor& any_key_mask, const Tensor& any_weights,
+    const Tensor& any_row_max, const Tensor& any_row_sum, const OptionalTensor& exponentials,
+    const OptionalTensor& first_slot, const OptionalTensor& slot_order, bool wants_query, bool wants_key,
+    bool wants_value, bool wants_weight) {
+  STD_TORCH_CHECK(!exponentials, "exponentials are kept on a CPU alone");
+  const Tensor query = aligned(any_query), key = aligned(any_key), value = aligned(any_value);
+  const OptionalTensor row_weight = as_fp32(any_row_weight), rows = made_contiguous(any_rows);
+  const OptionalTensor key_mask = made_contiguous(any_key_mask), grad_weights = made_contiguous(any_grad_weights);
+  const Tensor weights = made_contiguous(any_weights), row_max = made_contiguous(any_row_max);
+  const Tensor row_sum = made_contiguous(any_row_sum);
+  OptionalTensor grad_out;
+  if (any_grad_out) grad_out = aligned(*any_grad_out);
+  const Shape shape = shape_of(query, scale, rows, key_mask);
+  const int64_t batch = shape.batch, heads = shape.heads, length = shape.length, width = query.size(3);
+  const auto f32 = ScalarType::Float;
+  const Tensor slot_f = new_tensor(query, f32, {batch, heads, shape.computed});
+  const Tensor slot_c = new_tensor(query, f32, {batch, heads, shape.computed});
+  const Tensor position_f = rows ? new_tensor(query, f32, {batch, heads, length}) : slot_f;
+  const Tensor position_c = rows ? new_tensor(query, f32, {batch, heads, length}) : slot_c;
+  const Tensor d_value = new_tensor(value, value.scalar_type(), {batch, heads, length, value.size(3)});
+  OptionalTensor d_query, d_key, d_weight;
+  if (wants_query) d_query = new_tensor(query, query.scalar_type(), {batch, heads, length, width});
+  if (wants_key) d_key = new_tensor(key, key.scalar_type(), {batch, heads, length, width});
+  if (wants_weight) d_weight = new_tensor(query, f32, {batch, heads, length});
+  if (batch * heads * length > 0) {
+    const cuda::Device device(query);
+    row_gradients(device, grad_out, grad_weights, value, row_weight, key_mask, weights, row_sum, first_slot,
+                  slot_order, slot_f, slot_c, position_f, position_c, d_value, d_weight);
+    // Of so many heads dS takes no more memory than query and key.
+    const int64_t most = 2 * query.numel() / (length * padded(length));
+    if (!rows && !key_mask && most > 0) {
+      gradients_by_scores(device, query, key, scale, row_max, slot_f, slot_c, most, d_query, d_key);
+    } else {
+      if (d_query) {
+        if (rows || key_mask) torch::stable::zero_(*d_query);  // rows that are not computed, or masked, are not written
+        pass<true>(device, query, key, scale, rows, key_mask, row_max, first_slot, slot_order, position_f, position_c,
+                   *d_query);
+      }
+      if (d_key) {
+        pass<false>(device, query, key, scale, rows, key_mask, row_max, std::nullopt, std::nullopt, slot_f, slot_c,
+                    *d_key);
+      }
+    }
+  }
+  const auto narrowed = [](const OptionalTensor& x, int64_t to) {
+    return x ? OptionalTensor(of_width(*x, to)) : OptionalTensor();
+  };
+  return {narrowed(d_query, any_query.size(3)), narrowed(d_key, any_query.size(3)),
+          wants_value ? narrowed(d_value, any_value.size(3)) : OptionalTensor(), d_weight};
 }
 
 }  // namespace
@@ -245,8 +346,5 @@ void key_gradients(const Tensor& query, const Tensor& key, double scale, const O
 
 MICRON_CUDA_OPERATORS(m) {
   m.impl("diagonal_attention", TORCH_BOX(&micron::diagonal_attention::forward));
-  m.impl("diagonal_attention_row_gradients", TORCH_BOX(&micron::diagonal_attention::row_gradients));
-  m.impl("diagonal_attention_score_gradients", TORCH_BOX(&micron::diagonal_attention::score_gradients));
-  m.impl("diagonal_attention_query_gradients", TORCH_BOX(&micron::diagonal_attention::query_gradients));
-  m.impl("diagonal_attention_key_gradients", TORCH_BOX(&micron::diagonal_attention::key_gradients));
+  m.impl("diagonal_attention_backward", TORCH_BOX(&micron::diagonal_attention::backward));
 }

@@ -12,6 +12,7 @@ from .. import _extension
 from .._extension import operators
 from . import native_cuda as on_cuda
 from .arguments import Gradients, Inputs, Saved, Wanted
+from .rows import gradient_of_weight
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -45,16 +46,16 @@ def backward(
         grad_weights,
         *inputs,
         *saved,
+        None,
+        None,
         wanted.query,
         wanted.key,
         wanted.value,
         wanted.row_weight and row_weight is not None,
     )
-    if d_weight is not None and row_weight is not None:
-        d_weight = (d_weight.sum(1) if row_weight.dim() == 2 else d_weight).to(row_weight.dtype)
     return (
         None if d_query is None else d_query.to(query.dtype),
         None if d_key is None else d_key.to(key.dtype),
         None if d_value is None else d_value.to(value.dtype),
-        d_weight,
+        gradient_of_weight(d_weight, row_weight),
     )

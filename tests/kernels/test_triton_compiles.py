@@ -20,7 +20,12 @@ TENSOR_CORES = {
     "gfx942": "v_mfma",
 }
 #: Kernels that clamp scores under their exponentials.
-EXPONENTIALS = ("forward_kernel", "query_gradients_kernel", "key_gradients_kernel")
+EXPONENTIALS = (
+    "forward_kernel",
+    "score_gradients_kernel",
+    "query_gradients_kernel",
+    "key_gradients_kernel",
+)
 
 
 def dtypes_of(operator, target):
