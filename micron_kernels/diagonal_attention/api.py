@@ -36,9 +36,10 @@ def diagonal_attention(
     Memory is O(N·E), also where the backward is differentiated once more. A tensor of size N×N is stored only where it
     takes no more bytes than query and key: on a CPU, the native and the reference implementation keep the exponentials
     of the scores for the gradients of query and key where N ≤ 2·E (N ≤ E for fp16 and bf16; with ``rows``, K in place
-    of N). There are derivatives of any order, in forward and reverse mode and under the transforms of ``torch.func``.
-    Past the first they are PyTorch's products in blocks of rows for every ``impl``; a third order, and a gradient of a
-    forward-mode derivative, do store P.
+    of N); on a GPU, without ``rows`` and ``key_mask``, the backward stores the gradients of the scores of so many heads
+    at a time. There are derivatives of any order, in forward and reverse mode and under the transforms of
+    ``torch.func``. Past the first they are PyTorch's products in blocks of rows for every ``impl``; a third order, and
+    a gradient of a forward-mode derivative, do store P.
 
     Args:
         query: (B, H, N, E), fp16, bf16, fp32 or fp64. Under autocast, query, key and value are cast to the
