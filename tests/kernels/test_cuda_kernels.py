@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from micron_kernels import frame_difference, mask_tokens, select_tokens, swap_patches, topk_mask
+from micron_kernels import (
+    diagonal_attention,
+    frame_difference,
+    mask_tokens,
+    select_tokens,
+    swap_patches,
+    topk_mask,
+)
 from micron_kernels.frame_difference import ops as frame_difference_ops
 from micron_kernels.info import OPERATORS
 from micron_kernels.testing import poisoned_memory
@@ -140,3 +147,24 @@ def test_positions_outside_are_ignored(target):
         d_tokens, _ = native.mask_tokens_backward(tokens, tokens, scores, indices, False)
     expected[0, 3] = tokens[0, 3]
     assert torch.equal(d_tokens, expected)
+
+
+@pytest.mark.skipif(
+    "emulated" not in OPERATORS["diagonal_attention"].IMPLEMENTATIONS,
+    reason="the CUDA kernels cannot be emulated here",
+)
+@pytest.mark.parametrize("options", ["rows", "key_mask"])
+def test_the_emulator_shows_a_missing_proxy_fence(options, monkeypatch):
+    """Rows that are gathered, and dS in the passes, get to wgmma by ordinary stores."""
+    query, key, value = (torch.randn(1, 1, 70, 64).half().requires_grad_() for _ in range(3))
+    given = (
+        {"rows": torch.arange(70)[None]} if options == "rows" else {"key_mask": torch.arange(70)[None] > 0}
+    )
+
+    def gradient():
+        out = diagonal_attention(query, key, value, impl="emulated", **given)
+        return torch.autograd.grad(out.float().sum(), query)[0]
+
+    assert gradient().isfinite().all()
+    monkeypatch.setenv("MICRON_EMULATOR_WITHOUT", "proxy_fence")
+    assert not gradient().isfinite().all()

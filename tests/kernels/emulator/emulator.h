@@ -65,6 +65,7 @@ struct Grid {
   dim3 size, block, block_index;
   uint64_t number = 0;  // of blocks so far
   unsigned char* shared = nullptr;
+  size_t shared_bytes = 0;
   int alive = 0;
   bool progress = false;
   Barrier whole_block;
@@ -160,7 +161,7 @@ inline void launch(dim3 size, dim3 block, size_t shared_bytes, const std::functi
   Grid& g = grid();
   std::vector<unsigned char> memory(shared_bytes + 1024);
   g.shared = memory.data() + (1024 - reinterpret_cast<uintptr_t>(memory.data()) % 1024) % 1024;
-  g.size = size, g.block = block, g.kernel = &kernel;
+  g.size = size, g.block = block, g.kernel = &kernel, g.shared_bytes = shared_bytes;
   int number = 0;
   for (unsigned z = 0; z < size.z; ++z) {
     for (unsigned y = 0; y < size.y; ++y) {

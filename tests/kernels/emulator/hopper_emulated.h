@@ -26,6 +26,28 @@ inline TensorMap tensor_map(const void* data, const int64_t (&sizes)[4], const i
 }
 
 inline unsigned char* shared_memory() { return emulator::grid().shared; }
+
+// Shared memory as wgmma sees it: what ordinary stores write there comes in with the next proxy fence, of any thread.
+// A kernel without one multiplies NaN. MICRON_EMULATOR_WITHOUT=proxy_fence plants that fault.
+struct AsyncView {
+  std::vector<unsigned char> bytes;
+  uint64_t block = 0;
+  bool fenced = false;
+};
+inline AsyncView& async_view() {
+  static AsyncView view;
+  emulator::Grid& grid = emulator::grid();
+  if (view.block != grid.number) {
+    view.bytes.assign(grid.shared_bytes, 0xff);
+    view.block = grid.number, view.fenced = false;
+  }
+  if (std::exchange(view.fenced, false)) std::memcpy(view.bytes.data(), grid.shared, view.bytes.size());
+  return view;
+}
+inline void async_proxy_fence() {
+  const char* without = std::getenv("MICRON_EMULATOR_WITHOUT");
+  if (without == nullptr || std::strcmp(without, "proxy_fence") != 0) async_view().fenced = true;
+}
 inline uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(static_cast<const unsigned char*>(p) - shared_memory());
 }
@@ -91,13 +113,16 @@ inline void tensor_load(void* to, const TensorMap* map, uint64_t* barrier, int c
   const int start = static_cast<int>(shared_address(to));
   if (start % 1024 != 0) emulator::fail("tensor load: shared memory must be aligned to 1024 bytes");
   const auto copy = [=] {
+    unsigned char* const view = async_view().bytes.data();
     for (int r = 0; r < map->box_rows; ++r) {
       for (int c = 0; c < 64; ++c) {
         const bool inside = row + r < map->sizes[2] && column + c < map->sizes[3];
         const uint16_t value = inside ? map->data[batch * map->strides[0] + head * map->strides[1] +
                                                   (row + r) * map->strides[2] + column + c]
                                       : uint16_t{0};
-        std::memcpy(shared_memory() + swizzle_128(start + r * 128 + c * 2), &value, 2);
+        const int at = swizzle_128(start + r * 128 + c * 2);
+        std::memcpy(shared_memory() + at, &value, 2);
+        std::memcpy(view + at, &value, 2);
       }
     }
     SharedBarrier& b = shared_barrier(barrier);
@@ -122,7 +147,6 @@ inline void copy_async(void* to, const void* from, bool there) {
 inline void copy_async_wait() {
   for (auto& copy : std::exchange(issued().copies, {})) copy();
 }
-inline void async_proxy_fence() {}
 inline void named_barrier(int number, int threads) {
   emulator::wait_at(emulator::grid().named[number], threads);
 }
@@ -148,9 +172,9 @@ void wgmma_wait(float (&)[COUNT]) {
 
 template <class T, int N, bool B_ROWS>
 struct Wgmma {
-  static float at(int address) {
+  static float at(const unsigned char* memory, int address) {
     T value;
-    std::memcpy(&value, shared_memory() + swizzle_128(address), 2);
+    std::memcpy(&value, memory + swizzle_128(address), 2);
     return static_cast<float>(value);
   }
   static void run(float (&d)[N / 2], uint64_t a, uint64_t b) {
@@ -158,6 +182,7 @@ struct Wgmma {
     const int thread = emulator::current().linear % 128, lane = thread % 32;
     float* const sums = d;
     issued().products.push_back([=] {
+      const unsigned char* const memory = async_view().bytes.data();
       const int start_a = static_cast<int>(a & 0x3fff) << 4, group_a = static_cast<int>(a >> 32 & 0x3fff) << 4;
       const int start_b = static_cast<int>(b & 0x3fff) << 4, group_b = static_cast<int>(b >> 32 & 0x3fff) << 4;
       const int step_b = static_cast<int>(b >> 16 & 0x3fff) << 4;
@@ -165,9 +190,9 @@ struct Wgmma {
         const int row = thread / 32 * 16 + lane / 4 + 8 * (i / 2 % 2), column = i / 4 * 8 + lane % 4 * 2 + i % 2;
         float sum = 0;
         for (int k = 0; k < 16; ++k) {
-          const float x = at(start_a + row / 8 * group_a + row % 8 * 128 + k * 2);
-          const float y = B_ROWS ? at(start_b + column / 64 * step_b + k / 8 * group_b + k % 8 * 128 + column % 64 * 2)
-                                 : at(start_b + column / 8 * group_b + column % 8 * 128 + k * 2);
+          const float x = at(memory, start_a + row / 8 * group_a + row % 8 * 128 + k * 2);
+          const float y = B_ROWS ? at(memory, start_b + column / 64 * step_b + k / 8 * group_b + k % 8 * 128 + column % 64 * 2)
+                                 : at(memory, start_b + column / 8 * group_b + column % 8 * 128 + k * 2);
           sum += x * y;
         }
         sums[i] += sum;
