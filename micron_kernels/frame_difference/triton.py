@@ -19,8 +19,9 @@ from torch import Tensor
 from .._triton import launch
 
 #: Bytes that a thread of the forward pass loads at a time; and the most frames that share one read of their reference,
-#: and rows of these, that it has under way: twelve loads.
-VECTOR, MOST_TIMES, MOST_ROWS = 16, 2, 4
+#: and rows of these, that it has under way: six loads. The fastest of those measured on an H200: 352 frames of 448² in
+#: 143 µs; with 4 rows 254 µs, with 4 frames 175 µs.
+VECTOR, MOST_TIMES, MOST_ROWS = 16, 2, 2
 #: Pixels that a program of the backward pass holds at a time, and frames.
 TILE, TILE_TIMES = 2048, 4
 #: Blocks of rows that are added up before their sum is added to the others': the error of a sum grows with the terms
@@ -95,11 +96,11 @@ def forward_kernel(
             frames_plane_at = frames + tl.cast(first_row, tl.int64) * frames_row
             reference_plane_at = reference + tl.cast(first_row, tl.int64) * reference_row
             for plane in range(planes):
+                channel = plane if CHANNELS == 1 else columns % CHANNELS
+                factor = channel_factor(channel_scale, channel, frames, SQUARED)
                 difference = tl.load(frames_plane_at + frames_at, mask=inside_frames, other=0).to(tl.float32)
                 r = tl.load(reference_plane_at + reference_at, mask=inside, other=0).to(tl.float32)
                 difference -= r[None]
-                channel = plane if CHANNELS == 1 else columns % CHANNELS
-                factor = channel_factor(channel_scale, channel, frames, SQUARED)
                 piece += tl.sum(difference * difference if SQUARED else tl.abs(difference), 1) * factor
                 frames_plane_at += frames_plane
                 reference_plane_at += reference_plane

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from .._triton import launch
 
-#: Pieces that a program holds at a time, and its warps: a thread has four loads under way.
-PIECES, WARPS = 512, 4
+#: Pieces that a program holds at a time, and its warps: a thread has four loads under way. The fastest of those that
+#: were measured on an H200: 1024 frames of 224² in 219 µs; 512 pieces by 4 warps 220 µs, 256 by 4 225, 2048 by 8 234.
+PIECES, WARPS = 256, 2
 
 
 @triton.jit
