@@ -3,8 +3,8 @@
 Images are seen as planes of rows: C planes and patches of P columns, or, in channels-last memory, one plane and
 patches of P·C columns, in which the channels alternate. The forward pass takes narrow patches in groups, side by side,
 whose rows fill the 16 bytes that a thread loads at a time. A program is one warp with a run of groups, numbered row by
-row through all images, and holds a block of their pixels, [TIMES, ROWS, GROUPS, COLUMNS], at a time: a thread has all
-the rows of its columns, whose sum needs no other thread.
+row through all images. It goes through the rows of their patches, [GROUPS, COLUMNS] pixels at a time, of several rows
+and frames at once: as tensors of their own, since what lanes Triton gives to a third dimension differs by version.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .._implementation import interpreted
 from .._triton import launch
 
-#: Bytes that a thread of the forward pass loads at a time; and the most frames that share one read of their reference,
-#: and rows of these, that it has under way: six loads. The fastest of those measured on an H200: 352 frames of 448² in
-#: 143 µs; with 4 rows 254 µs, with 4 frames 175 µs.
-VECTOR, MOST_TIMES, MOST_ROWS = 16, 2, 2
+#: Threads of a program of the forward pass: a warp. What the interpreter takes goes by programs, not by their size.
+THREADS = 256 if interpreted() else 32
+#: Bytes that a thread of the forward pass loads at a time; the most frames that share one read of their reference; and
+#: the loads of frames that are under way, beside those of the reference.
+VECTOR, MOST_TIMES, LOADS = 16, 2, 4
 #: Pixels that a program of the backward pass holds at a time, and frames.
 TILE, TILE_TIMES = 2048, 4
 #: Blocks of rows that are added up before their sum is added to the others': the error of a sum grows with the terms
@@ -63,6 +65,15 @@ def slope_of_magnitude(difference, SQUARED: tl.constexpr):
 
 
 @triton.jit
+def add_each(x, y, factor):
+    """x + factor · y of the tensors of two tuples."""
+    sums = x[:0]
+    for i in tl.static_range(len(x)):
+        sums += (x[i] + y[i] * factor,)
+    return sums
+
+
+@triton.jit
 def forward_kernel(
     frames, reference, channel_scale, out,
     groups, time, planes, groups_in_image, groups_across, pixels_in_patch,
@@ -74,42 +85,46 @@ def forward_kernel(
     # The frames that share a reference follow each other: it is then still in the cache.
     block_of_time, program = take_index(tl.program_id(0), tl.cdiv(time, TIMES))
     block_of_groups, _ = take_index(program, tl.cdiv(groups, GROUPS))
-    times = (block_of_time * TIMES + tl.arange(0, TIMES)).to(tl.int64)
-    group = block_of_groups * GROUPS + tl.arange(0, GROUPS)
-    in_time, in_batch = times < time, group < groups
+    first_time = block_of_time.to(tl.int64) * TIMES
+    group = block_of_groups * GROUPS + tl.arange(0, GROUPS)[:, None]
+    columns = tl.arange(0, COLUMNS)[None, :]
+    in_batch = group < groups
+    inside = in_batch & (columns < GROUP_COLUMNS)
     group, batch = take_index(group, groups_in_image)
     batch = batch.to(tl.int64)
-    rows, columns = tl.arange(0, ROWS)[:, None, None], tl.arange(0, COLUMNS)
-    y = (group // groups_across).to(tl.int64)[None, :, None] * PATCH_ROWS + rows
-    x = ((group % groups_across).to(tl.int64) * GROUP_COLUMNS)[None, :, None] + columns[None, None, :]
-    inside_group = in_batch[None, :, None] & (columns < GROUP_COLUMNS)[None, None, :]
-    frames_at = (batch[None, :, None] * frames_b + y * frames_row + x * frames_column)[None]
-    frames_at += times[:, None, None, None] * frames_t
-    reference_at = batch[None, :, None] * reference_b + y * reference_row + x * reference_column
+    y = (group // groups_across).to(tl.int64) * PATCH_ROWS
+    x = (group % groups_across).to(tl.int64) * GROUP_COLUMNS + columns
+    frames_at = batch * frames_b + y * frames_row + x * frames_column
+    reference_at = batch * reference_b + y * reference_row + x * reference_column
 
-    total = tl.zeros([TIMES, GROUPS, COLUMNS], tl.float32)
+    zeros = (tl.zeros([GROUPS, COLUMNS], tl.float32),) * TIMES
+    totals = zeros
     for first_block in range(0, PATCH_ROWS, SUMMED_BLOCKS * ROWS):
-        piece = tl.zeros([TIMES, GROUPS, COLUMNS], tl.float32)
+        pieces = zeros
         for first_row in range(first_block, min(first_block + SUMMED_BLOCKS * ROWS, PATCH_ROWS), ROWS):
-            inside = inside_group & (first_row + rows < PATCH_ROWS)
-            inside_frames = inside[None] & in_time[:, None, None, None]
-            frames_plane_at = frames + tl.cast(first_row, tl.int64) * frames_row
-            reference_plane_at = reference + tl.cast(first_row, tl.int64) * reference_row
             for plane in range(planes):
+                sums = zeros
+                for i in tl.static_range(ROWS):
+                    c, row = tl.cast(plane, tl.int64), tl.cast(first_row + i, tl.int64)
+                    r_row = reference + (c * reference_plane + row * reference_row)
+                    r = tl.load(r_row + reference_at, mask=inside, other=0).to(tl.float32)
+                    magnitudes = zeros[:0]
+                    for t in tl.static_range(TIMES):
+                        seen = inside & (first_time + t < time)
+                        x_row = frames + ((first_time + t) * frames_t + c * frames_plane + row * frames_row)
+                        difference = tl.load(x_row + frames_at, mask=seen, other=0).to(tl.float32) - r
+                        magnitude = difference * difference if SQUARED else tl.abs(difference)
+                        magnitudes += (magnitude,)
+                    sums = add_each(sums, magnitudes, 1.0)
                 channel = plane if CHANNELS == 1 else columns % CHANNELS
-                factor = channel_factor(channel_scale, channel, frames, SQUARED)
-                difference = tl.load(frames_plane_at + frames_at, mask=inside_frames, other=0).to(tl.float32)
-                r = tl.load(reference_plane_at + reference_at, mask=inside, other=0).to(tl.float32)
-                difference -= r[None]
-                piece += tl.sum(difference * difference if SQUARED else tl.abs(difference), 1) * factor
-                frames_plane_at += frames_plane
-                reference_plane_at += reference_plane
-        total += piece
-    mean = tl.sum(tl.reshape(total, [TIMES, GROUPS, IN_GROUP, COLUMNS // IN_GROUP]), 3) / pixels_in_patch
+                pieces = add_each(pieces, sums, channel_factor(channel_scale, channel, frames, SQUARED))
+        totals = add_each(totals, pieces, 1.0)
 
-    patches = (group * IN_GROUP)[:, None] + tl.arange(0, IN_GROUP)
-    out += (batch * time + times[:, None])[:, :, None] * (groups_in_image * IN_GROUP) + patches[None]
-    tl.store(out, mean, mask=(in_time[:, None] & in_batch[None, :])[:, :, None])
+    patches = group * IN_GROUP + tl.arange(0, IN_GROUP)[None, :]
+    for t in tl.static_range(TIMES):
+        mean = tl.sum(tl.reshape(totals[t], [GROUPS, IN_GROUP, COLUMNS // IN_GROUP]), 2) / pixels_in_patch
+        to = out + (batch * time + first_time + t) * (groups_in_image * IN_GROUP) + patches
+        tl.store(to, mean, mask=in_batch & (first_time + t < time))
 
 
 @triton.jit
@@ -173,18 +188,20 @@ def _channels_last(x: Tensor) -> Tensor:
 
 
 def _forward_tile(time: int, rows: int, columns: int, itemsize: int, across: int) -> dict[str, int]:
-    """The block of pixels of a warp, its sides powers of two; ``across`` patches, rows × columns, are side by side."""
+    """What a program takes at a time; ``across`` patches, rows × columns, are side by side."""
     width = triton.next_power_of_2(columns)
     in_group = math.gcd(across, max(1, VECTOR // (width * itemsize))) if width == columns else 1
     columns, width = columns * in_group, width * in_group
     # Rows of an odd number of bytes are loaded byte by byte: four for each thread.
-    row = 32 * max(4, math.gcd(columns * itemsize, VECTOR))
+    bytes_of_row = THREADS * max(4, math.gcd(columns * itemsize, VECTOR))
+    groups = bytes_of_row // (width * itemsize)
+    times = min(triton.next_power_of_2(time), MOST_TIMES)
     return {
         "GROUP_COLUMNS": columns,
         "IN_GROUP": in_group,
-        "TIMES": min(triton.next_power_of_2(time), MOST_TIMES),
-        "ROWS": min(triton.next_power_of_2(rows), max(1, MOST_ROWS * row // (width * itemsize)), MOST_ROWS),
-        "GROUPS": max(1, row // (width * itemsize)),
+        "TIMES": times,
+        "ROWS": math.gcd(rows, max(1, LOADS // times)) if groups else 1,
+        "GROUPS": max(1, groups),
         "COLUMNS": width,
     }
 
