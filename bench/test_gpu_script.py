@@ -12,6 +12,7 @@ echo "$*" >>"$CALLS"
 case "$*" in
     *get_device_capability*) echo 9.0 ;;
     *micron_kernels.info*) echo "micron_kernels  0.1.0" ;;
+    *max-time=0.001*bench_pretrain_step*) echo warming >>"$CALLS"; sleep 1; echo "the step is warm" >>"$CALLS" ;;
     *max-time=0.001*) echo warming >>"$CALLS"; sleep 60; echo "warmed to the end" >>"$CALLS" ;;
     *"setup.py build_ext"*) until [[ $(grep -c ^warming "$CALLS") -eq $WARMED ]]; do sleep 0.01; done ;;
     *--benchmark-json*) echo "  poi_topk topk_mask: times topk + scatter ≥ 4: 5 reached" ;;
@@ -42,18 +43,20 @@ def script(tmp_path):
         "CALLS": str(tmp_path / "calls"),
     }
 
-    def run(*parts):
+    def run(*parts, **settings):
         (tmp_path / "calls").write_text("")
         command = [str(SCRIPT), str(tmp_path / "out"), *parts]
         warmed = {"WARMED": "5" if "benchmark" in parts else "0"}
-        done = subprocess.run(command, env=environment | warmed, capture_output=True, text=True, timeout=50)
+        done = subprocess.run(
+            command, env=environment | warmed | settings, capture_output=True, text=True, timeout=50
+        )
         return done, (tmp_path / "calls").read_text()
 
     return run
 
 
-def test_the_benchmark_is_compiled_for_while_the_build_runs_and_no_longer(script):
-    done, calls = script("build", "benchmark")  # no 60 seconds of the warm-up are waited for
+def test_the_benchmark_waits_for_the_step_alone_to_be_compiled(script):
+    done, calls = script("build", "benchmark")  # no 60 seconds of the others' warm-up are waited for
     assert done.returncode == 0
     warmed = [line for line in calls.splitlines() if "--benchmark-max-time=0.001" in line]
     timed = [line for line in calls.splitlines() if "--benchmark-json" in line and line not in warmed]
@@ -61,6 +64,19 @@ def test_the_benchmark_is_compiled_for_while_the_build_runs_and_no_longer(script
     assert all("out/results.json" in line for line in timed)
     assert not any("out/results.json" in line for line in warmed)
     assert "warmed to the end" not in calls
+    assert calls.index("the step is warm") < calls.index("out/results.json")
+
+
+def test_a_step_that_compiles_for_too_long_is_not_waited_for(script):
+    done, calls = script("build", "benchmark", WARM_UP_SECONDS="0")
+    assert (done.returncode, "the step is warm" in calls, "out/results.json" in calls) == (0, False, True)
+
+
+def test_a_lost_step_loses_no_operator(script):
+    _, calls = script("benchmark")
+    timed = [line for line in calls.splitlines() if "out/results.json" in line]
+    assert len(timed) == 5
+    assert "bench_pretrain_step" in timed[-1]
 
 
 def test_the_summary_is_of_the_parts_that_ran(script):
