@@ -1,6 +1,7 @@
 // From tensors to the kernels for Hopper.
 #include "forward.cuh"
 #include "passes.cuh"
+#include "range.cuh"
 #include "row_gradients.cuh"
 #include "score_gradients.cuh"
 
@@ -287,6 +288,36 @@ void gradients_by_scores(const cuda::Device& device, const Tensor& query, const 
   }
 }
 
+// The range of fp16 for f and c, and dQ and dK out of it; for bf16, which has the range of fp32, nothing.
+class Range {
+ public:
+  Range(const cuda::Device& device, const Tensor& query, std::initializer_list<Tensor> statistics)
+      : device_(device), is_needed_(query.scalar_type() == ScalarType::Half) {
+    if (!is_needed_) return;
+    largest_ = new_tensor(query, ScalarType::Float, {1});
+    torch::stable::zero_(*largest_);
+    for (const Tensor& x : statistics) launch(largest_kernel, data_of<const float>(x), x.numel());
+    for (const Tensor& x : statistics) launch(to_range_kernel, data_of<float>(x), x.numel());
+  }
+
+  void leave(const OptionalTensor& x) const {
+    if (is_needed_ && x) launch(from_range_kernel<__half>, data_of<__half>(*x), x->numel() / 8);
+  }
+
+ private:
+  template <class Kernel, class Data>
+  void launch(Kernel kernel, Data* data, int64_t count) const {
+    if (count == 0) return;
+    const int64_t blocks = std::min<int64_t>(RANGE_BLOCKS, (count + RANGE_THREADS - 1) / RANGE_THREADS);
+    device_.launch(kernel, dim3(static_cast<unsigned>(blocks)), dim3(RANGE_THREADS), 0, data, count,
+                   data_of<unsigned>(*largest_));
+  }
+
+  const cuda::Device& device_;
+  bool is_needed_;
+  OptionalTensor largest_;
+};
+
 std::tuple<OptionalTensor, OptionalTensor, OptionalTensor, OptionalTensor> backward(
     const OptionalTensor& any_grad_out, const OptionalTensor& any_grad_weights, const Tensor& any_query,
     const Tensor& any_key, const Tensor& any_value, double scale, const OptionalTensor& any_row_weight,
@@ -318,6 +349,8 @@ std::tuple<OptionalTensor, OptionalTensor, OptionalTensor, OptionalTensor> backw
     const cuda::Device device(query);
     row_gradients(device, grad_out, grad_weights, value, row_weight, key_mask, weights, row_sum, first_slot,
                   slot_order, slot_f, slot_c, position_f, position_c, d_value, d_weight);
+    const Range range = rows ? Range(device, query, {slot_f, slot_c, position_f, position_c})
+                             : Range(device, query, {slot_f, slot_c});
     // Of so many heads dS takes no more memory than query and key.
     const int64_t most = 2 * query.numel() / (length * padded(length));
     if (!rows && !key_mask && most > 0) {
@@ -333,6 +366,7 @@ std::tuple<OptionalTensor, OptionalTensor, OptionalTensor, OptionalTensor> backw
                     *d_key);
       }
     }
+    range.leave(d_query), range.leave(d_key);
   }
   const auto narrowed = [](const OptionalTensor& x, int64_t to) {
     return x ? OptionalTensor(of_width(*x, to)) : OptionalTensor();

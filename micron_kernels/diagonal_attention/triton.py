@@ -64,6 +64,19 @@ def _backward_tile(dtype: torch.dtype, width: int, gathers: bool, device: torch.
     raise AssertionError(f"width {width} of {dtype}: no tile fits; why_not refuses it")
 
 
+def _into_range(*statistics: Tensor) -> Tensor:
+    """Multiply what dS is made of by a power of two that brings the largest of it to [1, 2), and return that power.
+
+    At p of 1/N and small gradients dS would be subnormal in fp16. Of zeros, infinity and NaN the power is 1.
+    """
+    largest = torch.stack([x.abs().amax() for x in statistics]).amax()
+    power = torch.exp2(-torch.floor(torch.log2(largest)))
+    power = torch.where(largest.isfinite() & power.isfinite() & (power > 0), power, 1.0)
+    for x in statistics:
+        x.mul_(power)
+    return power
+
+
 def forward(inputs: Inputs, keep: bool) -> tuple[Tensor, Saved]:
     """(out (B, H, K, Ev), what the backward needs). Nothing more is kept."""
     query, key, value, scale, row_weight, rows, key_mask = inputs
@@ -169,6 +182,9 @@ def backward(
         COLUMNS=columns,
         num_warps=4,
     )
+    power = None
+    if query.dtype == torch.float16 and row_max.numel():
+        power = _into_range(slot_f, slot_c, *(() if rows is None else (position_f, position_c)))
     if wanted.query:
         d_query = (query.new_empty if rows is None else query.new_zeros)((batch, heads, length, width))
     if wanted.key:
@@ -235,5 +251,9 @@ def backward(
             **flags,
             **tile.constants(),
         )
+    if power is not None:
+        for x in (d_query, d_key):
+            if x is not None:
+                x.copy_(x.float() / power)
     of_weight = gradient_of_weight(d_weight, row_weight) if wanted.row_weight else None
     return d_query, d_key, d_value if wanted.value else None, of_weight

@@ -110,6 +110,26 @@ def test_more_tiles_than_are_in_flight(target, options):
 
 
 @target
+@pytest.mark.parametrize("options", [{}, {"rows": 40}], ids=["all", "rows"])
+def test_small_gradients_in_fp16(target, options):
+    """At p of about 1/N, gradients of scores are below the numbers that fp16 holds in full."""
+    impl, device = target
+    if harness.cannot(ops, impl, device, torch.float16) is not None:
+        pytest.skip("computes in other dtypes")
+    inputs = make((1, 1, 300, 16), 16, torch.float16, device, **options)
+    gradient = (torch.randn(diagonal_attention(**inputs).shape, device=device) * 1e-3).half()
+    wrt = ("query", "key")
+    result, expected = (
+        harness.run(diagonal_attention, {**x, "impl": of}, wrt, [gradient])
+        for of, x in ((impl, inputs), ("reference", {k: harness._promote(v) for k, v in inputs.items()}))
+    )
+    for name in wrt:
+        exact = expected[f"gradient of {name}"]
+        error = (result[f"gradient of {name}"].double() - exact).abs().max() / exact.abs().max()
+        assert error < 1e-3, (name, error)
+
+
+@target
 def test_scores_of_some_heads_at_a_time(target):
     impl, device = target
     dtype, shape = harness.a_dtype(ops, impl, device), (2, 3, 33, 8)

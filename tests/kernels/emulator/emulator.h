@@ -255,6 +255,11 @@ T atomicAdd(T* p, U value) {
   return before;
 }
 
+template <class T>
+T atomicMax(T* p, T value) {
+  return std::exchange(*p, std::max(*p, value));
+}
+
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x)); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
