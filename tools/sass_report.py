@@ -75,10 +75,10 @@ def compile_(source: Path, architecture: str, cubin: Path) -> str:
     return log
 
 
-def kernels(log: str, cubin: Path) -> list[Kernel]:
-    """Of a compiled source; without instructions where there is no disassembler."""
+def kernels(log: str, cubin: Path | None) -> list[Kernel]:
+    """Of a compiled source; without instructions where there is no ``cubin`` or no disassembler."""
     tool, instructions = disassembler(), {}
-    if tool is not None:
+    if tool is not None and cubin is not None:
         sass = subprocess.run([tool, "-c", str(cubin)], capture_output=True, text=True, check=True).stdout
         for section in re.split(r"\.section\s+\.text\.", sass)[1:]:
             name = re.split(r"[,\s]", section, maxsplit=1)[0]

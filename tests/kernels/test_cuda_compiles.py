@@ -19,27 +19,28 @@ SOURCES = sorted((ROOT / "csrc").glob("*/cuda.cu"))
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.parent.name)
 def test_kernels_compile_without_spills(source, architecture, tmp_path):
     log = sass_report.compile_(source, architecture, tmp_path / "kernels.cubin")
-    kernels = sass_report.kernels(log, tmp_path / "kernels.cubin")
+    looks_inside = architecture == "90a" and source.parent.name != "poi_topk"
+    kernels = sass_report.kernels(log, tmp_path / "kernels.cubin" if looks_inside else None)
     assert kernels
     assert not [k.name for k in kernels if k.spilled or k.stack]
     assert not re.findall(r"C75\d\d.*", log), "wgmma was serialised, or setmaxnreg ignored"
     assert all(k.static_shared <= 8 * 1024 for k in kernels), "MOST_STATIC of launch.h"
+    if not looks_inside:
+        return
     if sass_report.disassembler() is None:
         pytest.skip("there is no nvdisasm")
-    of_operator = {
-        name: [k for k in kernels if name in k.name] for name in ("forward", "score_grad", "row_grad")
-    }
-    if source.parent.name == "diagonal_attention" and architecture == "90a":
-        for k in of_operator["forward"] + of_operator["score_grad"]:
-            # Products, tensor copies and barriers of shared memory; 12 products: of 128, 64 and 32 keys.
-            assert k.count("HGMMA") == 12
-            assert k.count("UTMALDG")
-            assert k.count("SYNCS")
-        for k in (
-            of_operator["forward"] + of_operator["row_grad"]
-        ):  # tokens move in vectors, statistics one by one
-            assert k.widths("LDG")[16] >= 8
-            assert 2 not in k.widths("LDG") | k.widths("STG")
-            assert k.widths("STG")[16] >= 1
-    elif source.parent.name in ("frame_difference", "swap_patches"):
+    if source.parent.name != "diagonal_attention":
         assert any(k.widths("LDG").get(16) for k in kernels)
+        return
+    forward, scores, rows = (
+        [k for k in kernels if name in k.name] for name in ("forward_k", "score_grad", "row_grad")
+    )
+    for k in forward + scores:
+        # Products of 128, 64 and 32 keys, four each; tensor copies and barriers of shared memory.
+        assert k.count("HGMMA") == 12
+        assert k.count("UTMALDG")
+        assert k.count("SYNCS")
+    for k in forward + rows:  # tokens move in vectors, statistics one by one
+        assert k.widths("LDG")[16] >= 8
+        assert 2 not in k.widths("LDG") | k.widths("STG")
+        assert k.widths("STG")[16] >= 1
