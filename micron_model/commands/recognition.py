@@ -28,11 +28,12 @@ from ..evaluation.published import PUBLISHED
 from ..evaluation.task import Task, finetune, load_task, refuse_overlap
 from ..loading import load_recognizer
 from ..plain_text import cell_of_terminal, say
-from ..prediction import NOT_A_VERDICT, SpotConfig, figure_of_candidates, figure_of_curve, predict
+from ..prediction import NOT_A_VERDICT, Candidate, figure_of_candidates, figure_of_curve, predict
 from ..progress import ProgressBar
 from ..recognizers.base import BUILT_IN, Recipe, Recognizer, recipe_class
 from ..recognizers.fitting import Fitting
 from ..resumable import claimed
+from ..spotting import SpotConfig
 from ..training.problems import report_problems
 from ..training.run import device_type
 from ..visualize import save_figure
@@ -237,7 +238,7 @@ class Finetune(Generic[_Recipe]):
 
 @dataclass
 class Predict:
-    """Find candidate micro-expressions in a video of a face, and say which class each would be."""
+    """Find movements of a face in a video, and say which class each that is short enough would be."""
 
     video: tyro.conf.Positional[Path]
     """A video, or a folder of images."""
@@ -265,8 +266,8 @@ class Predict:
             first, reason = next(iter(analysis.left.items()))
             say(
                 console,
-                f"{len(analysis.left)} of {len(analysis.curve)} frames could not be laid over the others and are left "
-                f"as they are; the first, {first}: {reason}",
+                f"{len(analysis.left)} of {len(analysis.curve)} frames could not be laid over the others, and nothing "
+                f"in them is a movement; the first, {first}: {reason}",
             )
         save_figure(figure_of_curve(analysis), self.out / "curve.png")
         seen = figure_of_candidates(analysis, model)
@@ -275,26 +276,35 @@ class Predict:
         note = NOT_A_VERDICT.format(trained_on=model.config.trained_on or "an unknown set of clips")
         found = {"note": note, **analysis.as_json(), "spotting": asdict(self.spot)}
         write_whole(self.out / "candidates.json", json.dumps(found, indent=1, ensure_ascii=False))
-        table = Table("from", "apex", "to", "strength", "class, given that it is one")
-        for candidate in analysis.candidates:
-            classes = sorted(candidate.probabilities.items(), key=lambda item: -item[1])
-            likely = ", ".join(f"{name} {p:.2f}" for name, p in classes if p >= 0.01)
+        table = Table(
+            "onset", "apex", "offset", "frames", "length", "kind", "class, given that it is one; or why"
+        )
+        movements = sorted(
+            [*analysis.candidates, *analysis.longer, *analysis.ignored], key=lambda m: m.frames
+        )
+        for movement in movements:
+            what, kind = movement.spotted.reason, movement.spotted.kind
+            if isinstance(movement, Candidate):
+                classes = sorted(movement.probabilities.items(), key=lambda item: -item[1])
+                what = ", ".join(f"{name} {p:.2f}" for name, p in classes if p >= 0.01)
             table.add_row(
-                *(f"{s:.2f} s" for s in candidate.seconds),
-                f"{candidate.spotted.strength:.0f}",
-                cell_of_terminal(likely),
+                *(f"{s:.2f} s" for s in movement.seconds),
+                "–".join(map(str, movement.frames)),
+                f"{movement.duration:.2f} s",
+                kind if kind in ("micro", "longer") else f"ignored: {kind}",
+                cell_of_terminal(what),
             )
         shown = Console(file=sys.stdout, highlight=False)
         report_problems(analysis.problems, console)
         for line in analysis.notes:
             say(console, line)
-        if analysis.candidates:
+        if movements:
             shown.print(table)
-        elif analysis.highest is None:
-            say(shown, "nothing stands out: no candidate")
-        else:
-            when, strength = analysis.highest
-            say(shown, f"nothing stands out: no candidate. The highest peak is at {when:.2f} s, of strength "
-                f"{strength:.1f}; candidates have {self.spot.strength:g} (--strength)")  # fmt: skip
+        if not (analysis.candidates or analysis.longer):
+            say(
+                shown,
+                f"no movement of the face stands out. It is fastest at {analysis.highest[0]:.2f} s: "
+                f"{analysis.curve.max():.2f} of the {analysis.threshold:.2f} that the curve must reach (--strength)",
+            )
         say(shown, note)
         say(console, f"pictures and candidates.json: {self.out}")

@@ -40,7 +40,7 @@ class Registration(NamedTuple):
     """Why none was found, in words."""
 
 
-def _normalized(grey: np.ndarray) -> np.ndarray:
+def normalized(grey: np.ndarray) -> np.ndarray:
     """Grey levels (H, W) less the mean of their neighbourhood, over its deviation: uint8, 128 the mean."""
     side = (_NEIGHBOURHOOD, _NEIGHBOURHOOD)
     detail = grey.astype(np.float32)
@@ -102,7 +102,7 @@ class Stabilizer:
         grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
         if self._shrinks:  # or the pixels between those that are looked up would be passed over
             grey = cv2.blur(grey, (round(self._from_box[0, 0]),) * 2)
-        return _normalized(look_up(grey, _compose(transform, self._from_box), (_SIDE, _SIDE)))
+        return normalized(look_up(grey, _compose(transform, self._from_box), (_SIDE, _SIDE)))
 
     def _track(self, frame: np.ndarray, near: np.ndarray, levels: int) -> tuple[np.ndarray, float] | None:
         """The transform of a frame that is near ``near``, and the share of the points that agree."""
