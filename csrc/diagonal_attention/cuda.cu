@@ -163,11 +163,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, OptionalTensor> forward(
   return results();
 }
 
-void row_gradients(const cuda::Device& device, const OptionalTensor& grad_out, const OptionalTensor& grad_weights, const Tensor& value,
-                   const OptionalTensor& row_weight, const OptionalTensor& key_mask, const Tensor& weights,
-                   const Tensor& row_sum, const OptionalTensor& first_slot, const OptionalTensor& slot_order,
-                   const Tensor& slot_f, const Tensor& slot_c, const Tensor& position_f, const Tensor& position_c,
-                   const Tensor& d_value, const OptionalTensor& d_weight) {
+void row_gradients(const cuda::Device& device, const OptionalTensor& grad_out, const OptionalTensor& grad_weights,
+                   const Tensor& value, const OptionalTensor& row_weight, const OptionalTensor& key_mask,
+                   const Tensor& weights, const Tensor& row_sum, const OptionalTensor& first_slot,
+                   const OptionalTensor& slot_order, const Tensor& slot_f, const Tensor& slot_c,
+                   const Tensor& position_f, const Tensor& position_c, const Tensor& d_value,
+                   const OptionalTensor& d_weight) {
   Shape shape = shape_of(value, 1, std::nullopt, key_mask);
   if (slot_order) shape.computed = static_cast<int>(slot_order->size(1));
   const int64_t count = int64_t{shape.batch} * shape.heads * shape.length;

@@ -191,8 +191,9 @@ struct Wgmma {
         float sum = 0;
         for (int k = 0; k < 16; ++k) {
           const float x = at(memory, start_a + row / 8 * group_a + row % 8 * 128 + k * 2);
-          const float y = B_ROWS ? at(memory, start_b + column / 64 * step_b + k / 8 * group_b + k % 8 * 128 + column % 64 * 2)
-                                 : at(memory, start_b + column / 8 * group_b + column % 8 * 128 + k * 2);
+          const int at_b = B_ROWS ? start_b + column / 64 * step_b + k / 8 * group_b + k % 8 * 128 + column % 64 * 2
+                                  : start_b + column / 8 * group_b + column % 8 * 128 + k * 2;
+          const float y = at(memory, at_b);
           sum += x * y;
         }
         sums[i] += sum;
