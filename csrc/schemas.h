@@ -1,4 +1,4 @@
-// The native operators, for every device. Outputs are allocated in Python, beside the fakes that describe them.
+// The native operators, for every device. They allocate their results; what those look like, ops.py tells compilers.
 #pragma once
 
 #include <torch/csrc/stable/library.h>

@@ -1,10 +1,10 @@
-"""dQ and dK on a GPU from stored dS: the kernels make dS, torch's products of matrices do the rest.
+"""dQ and dK on a GPU from stored dS: Triton's kernels make dS, torch's products of matrices do the rest.
 
     dQ = scale · dS K        dK = scale · dSᵀ Q
 
 A kernel that keeps dS to itself has to make the scores once for dQ and once more for dK, and sums in fewer registers
 than a row of 512 columns wants. Memory stays O(N·E): dS is made of so many heads at a time as query and key have
-bytes for.
+bytes for. The CUDA kernels do the same in C++, ``gradients_by_scores`` of csrc/diagonal_attention/cuda.cu.
 """
 
 from __future__ import annotations
