@@ -5,12 +5,22 @@ from typing import TYPE_CHECKING
 from ..lazy import lazy_names
 
 if TYPE_CHECKING:
-    from .base import Examples, Recipe, Recognizer, RecognizerConfig, Start, name_of, recipe_class
+    from .base import (
+        Examples,
+        MacroExamples,
+        Recipe,
+        Recognizer,
+        RecognizerConfig,
+        Start,
+        name_of,
+        recipe_class,
+    )
     from .fitting import Fitting, fit_by_gradient
 
 _HOMES = {
     "Examples": "base",
     "Fitting": "fitting",
+    "MacroExamples": "base",
     "Recipe": "base",
     "Recognizer": "base",
     "RecognizerConfig": "base",
@@ -23,6 +33,7 @@ _HOMES = {
 __all__ = [
     "Examples",
     "Fitting",
+    "MacroExamples",
     "Recipe",
     "Recognizer",
     "RecognizerConfig",

@@ -32,6 +32,17 @@ BUILT_IN = {
 }
 
 
+class MacroExamples(NamedTuple):
+    """Clips of macro-expressions, the same emotions at their full width, to learn from beside micro-expressions."""
+
+    values: Values
+    """(n, …): what the recognizer's input encodes."""
+    labels: Tensor
+    """(n,) int64, positions in the recognizer's classes."""
+    subjects: Sequence[str]
+    """None of them is tested."""
+
+
 class Examples(NamedTuple):
     """Clips to learn from."""
 
@@ -42,11 +53,14 @@ class Examples(NamedTuple):
     subjects: Sequence[str]
     embedded: bool = False
     """Whether the values are what :meth:`Recognizer.embed` gave."""
+    macro: MacroExamples | None = None
+    """Beside them; only where :attr:`Recipe.macro` asks for them."""
 
     def at(self, chosen: Sequence[int]) -> Examples:
-        """Some of them."""
+        """Some of them, beside the same macro-expressions."""
         subjects = [self.subjects[i] for i in chosen]
-        return Examples(take(self.values, chosen), self.labels[list(chosen)], subjects, self.embedded)
+        values, labels = take(self.values, chosen), self.labels[list(chosen)]
+        return self._replace(values=values, labels=labels, subjects=subjects)
 
 
 class Start(NamedTuple):
@@ -114,6 +128,16 @@ class Recognizer(
         """Logits (B, classes) of what the input encodes, (B, …)."""
         return self.classify(self.embed(values))
 
+    def layers(self) -> list[list[str]]:
+        """Names of its parameters by layer: those of the classifier, those of the last block below it, and so on down.
+
+        A module each, from the last that was made to the first, unless a recognizer says otherwise.
+        """
+        layers: dict[str, list[str]] = {}
+        for name, _ in reversed(list(self.named_parameters())):
+            layers.setdefault(name.rpartition(".")[0], []).append(name)
+        return list(layers.values())
+
     def picture(self, values: Tensor, labels: Sequence[str]) -> Figure | None:
         """What it sees in clips (n, …), each under its label; None if it has nothing to show."""
         return None
@@ -133,11 +157,13 @@ class Recipe(ABC):
         name: that of ``--recognizer``; of a recipe outside this package, its import path (:func:`name_of`).
         recognizer: the class of what it builds.
         seeded: whether another seed trains another recognizer.
+        macro: clips of macro-expressions that it wants to learn from beside the others; None for none.
     """
 
     name: ClassVar[str] = ""
     recognizer: ClassVar[type[Recognizer]]
     seeded: ClassVar[bool] = True
+    macro: ClassVar[Path | None] = None
 
     @property
     def inference_precision(self) -> Literal["auto", "fp32", "bf16"]:
@@ -204,6 +230,31 @@ class Recipe(ABC):
         self, recognizer: Recognizer, train: Examples, seed: int, on_epoch: Callable[[int], object]
     ) -> None:
         """What :meth:`fit` does with arguments that it has checked."""
+
+    def remarks(self, train: Examples) -> list[str]:
+        """What a run says of the clips before it learns from them."""
+        return []
+
+    def adapt(self, recognizer: Recognizer, few: Examples, *, steps: int, seed: int) -> Recognizer:
+        """A copy that a few labelled clips of one person have adapted to that person; another protocol than testing
+        it as it is.
+
+        Args:
+            recognizer: fitted; it is not changed.
+            few: the labelled clips.
+            steps: of the gradient, each on all of them.
+            seed: of all that is random.
+
+        Returns:
+            The copy, in evaluation mode, on the same device.
+
+        Raises:
+            ValueError: this recipe cannot, there is no clip, or a step diverges.
+        """
+        raise ValueError(
+            f"{name_of(self)} takes no gradient steps, so labelled clips of a person cannot adapt it; one that is "
+            "trained by gradient can be adapted"
+        )
 
     def settings(self) -> dict[str, Any]:
         """What decides the training, beside the start: what a report shows, and what may not change between calls."""
