@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test fuzz lint format install clean bench wheel abi-check sanitize-cpu sanitize bench-gpu
+.PHONY: demo test docs fuzz lint format install clean bench wheel abi-check sanitize-cpu sanitize bench-gpu
 
 install: $(STAMP)
 
@@ -26,6 +26,16 @@ demo: $(STAMP)
 # Two processes of a thread each; a file stays in one, for the fixtures that its tests share.
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# The site in out/site, opened without a server. Every link and heading that a page names is checked; the code in the pages
+# is run by the tests. What draws the pages reads docstrings without importing the packages, so it needs no torch.
+DOCS := $(VENV)/.docs
+$(DOCS): $(STAMP) pyproject.toml constraints.txt
+	$(PIP) --group docs
+	touch $(DOCS)
+
+docs: $(DOCS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # Damaged files of every kind that is read, half an hour of each; make fuzz SEED=1 for others.
 SEED ?= 0
