@@ -20,6 +20,7 @@ from micron_model.recognizers.flow import FlowRecipe
 ROOT = Path(__file__).parents[1]
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
 PAGES = [
+    ROOT / "README.md",
     *DOCS,
     ROOT / "examples" / "README.md",
     ROOT / "CONTRIBUTING.md",
