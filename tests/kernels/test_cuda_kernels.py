@@ -1,5 +1,11 @@
 """What the CUDA kernels do at sizes where they choose another path, in the emulator and on a GPU."""
 
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -168,3 +174,24 @@ def test_the_emulator_shows_a_missing_proxy_fence(options, monkeypatch):
     assert gradient().isfinite().all()
     monkeypatch.setenv("MICRON_EMULATOR_WITHOUT", "proxy_fence")
     assert not gradient().isfinite().all()
+
+
+@pytest.mark.skipif(
+    "emulated" not in OPERATORS["diagonal_attention"].IMPLEMENTATIONS,
+    reason="the CUDA kernels cannot be emulated here",
+)
+def test_the_emulator_shows_registers_that_nobody_gave_up():
+    """The pass kernel's products take more than the block was launched with. The emulator ends the process."""
+    code = (
+        "import torch, conftest, micron_kernels as mk\n"
+        "q, k, v = (torch.randn(1, 1, 70, 64).half().requires_grad_() for _ in range(3))\n"
+        "out = mk.diagonal_attention(q, k, v, rows=torch.arange(70)[None], impl='emulated')\n"
+        "out.float().sum().backward()"
+    )
+    environment = os.environ | {
+        "MICRON_EMULATOR_WITHOUT": "registers_down",
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
+    }
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert ended.returncode == -signal.SIGABRT, ended.stderr
+    assert "deadlock" in ended.stderr

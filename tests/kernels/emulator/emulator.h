@@ -56,6 +56,7 @@ struct Warp {
 struct Thread {
   dim3 index;
   int linear = 0;
+  int registers = 0;
   bool finished = false;
   ucontext_t context;
   std::unique_ptr<char[]> stack;
@@ -68,6 +69,7 @@ struct Grid {
   size_t shared_bytes = 0;
   int alive = 0;
   bool progress = false;
+  int free_registers = 0;  // of those that the block was launched with
   Barrier whole_block;
   std::map<int, Barrier> named;
   std::vector<Warp> warps;
@@ -123,6 +125,7 @@ inline void run_block(bool reversed) {
   Grid& g = grid();
   const int count = static_cast<int>(g.block.x * g.block.y * g.block.z);
   g.alive = count;
+  g.free_registers = 0;
   ++g.number;
   g.whole_block = {};
   g.named.clear();
@@ -134,6 +137,7 @@ inline void run_block(bool reversed) {
   for (int i = 0; i < count; ++i) {
     Thread& t = *g.threads[i];
     t.linear = i;
+    t.registers = std::min(255, 65536 / count / 8 * 8);  // what __launch_bounds__ lets the compiler have
     t.index = dim3(i % g.block.x, i / g.block.x % g.block.y, i / (g.block.x * g.block.y));
     t.finished = false;
     getcontext(&t.context);

@@ -9,7 +9,7 @@ namespace micron::cuda {
 
 #define MICRON_HOPPER 1
 
-struct TensorMap {
+struct alignas(64) TensorMap {
   const uint16_t* data;
   int64_t sizes[4], strides[4];
   int box_rows;
@@ -27,8 +27,14 @@ inline TensorMap tensor_map(const void* data, const int64_t (&sizes)[4], const i
 
 inline unsigned char* shared_memory() { return emulator::grid().shared; }
 
+// MICRON_EMULATOR_WITHOUT=proxy_fence or registers_down plants the fault that this instruction is left out.
+inline bool is_planted(const char* fault) {
+  const char* without = std::getenv("MICRON_EMULATOR_WITHOUT");
+  return without != nullptr && std::strcmp(without, fault) == 0;
+}
+
 // Shared memory as wgmma sees it: what ordinary stores write there comes in with the next proxy fence, of any thread.
-// A kernel without one multiplies NaN. MICRON_EMULATOR_WITHOUT=proxy_fence plants that fault.
+// A kernel without one multiplies NaN.
 struct AsyncView {
   std::vector<unsigned char> bytes;
   uint64_t block = 0;
@@ -45,8 +51,7 @@ inline AsyncView& async_view() {
   return view;
 }
 inline void async_proxy_fence() {
-  const char* without = std::getenv("MICRON_EMULATOR_WITHOUT");
-  if (without == nullptr || std::strcmp(without, "proxy_fence") != 0) async_view().fenced = true;
+  if (!is_planted("proxy_fence")) async_view().fenced = true;
 }
 inline uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(static_cast<const unsigned char*>(p) - shared_memory());
@@ -111,6 +116,7 @@ inline void barrier_wait(uint64_t* p, uint32_t parity) {
 
 inline void tensor_load(void* to, const TensorMap* map, uint64_t* barrier, int column, int row, int head, int batch) {
   const int start = static_cast<int>(shared_address(to));
+  if (reinterpret_cast<uintptr_t>(map) % 64 != 0) emulator::fail("tensor map: must be aligned to 64 bytes");
   if (start % 1024 != 0) emulator::fail("tensor load: shared memory must be aligned to 1024 bytes");
   const auto copy = [=] {
     unsigned char* const view = async_view().bytes.data();
@@ -150,10 +156,25 @@ inline void copy_async_wait() {
 inline void named_barrier(int number, int threads) {
   emulator::wait_at(emulator::grid().named[number], threads);
 }
+// Registers change hands among the threads of a block: who asks for more waits until others have given them up.
 template <int COUNT>
-void registers_down() {}
+void registers_down() {
+  static_assert(COUNT % 8 == 0 && COUNT >= 24 && COUNT <= 256);
+  int& mine = emulator::current().registers;
+  if (COUNT > mine) emulator::fail("setmaxnreg.dec: to more registers than the thread has");
+  if (is_planted("registers_down")) return;
+  emulator::grid().free_registers += mine - COUNT;
+  mine = COUNT;
+}
 template <int COUNT>
-void registers_up() {}
+void registers_up() {
+  static_assert(COUNT % 8 == 0 && COUNT >= 24 && COUNT <= 256);
+  int& mine = emulator::current().registers;
+  if (COUNT < mine) emulator::fail("setmaxnreg.inc: to fewer registers than the thread has");
+  emulator::wait_until([&] { return emulator::grid().free_registers >= COUNT - mine; });
+  emulator::grid().free_registers -= COUNT - mine;
+  mine = COUNT;
+}
 inline void wgmma_fence() {}
 inline void wgmma_commit() { issued().groups.push_back(std::exchange(issued().products, {})); }
 template <int PENDING>
