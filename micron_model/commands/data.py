@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Union
 import tyro
 from rich.console import Console
 
+from ..data.databases import macro
 from ..data.databases.datasets import load_dataset
 from ..data.databases.expressions import Dataset
 from ..data.databases.listed import Reading
@@ -18,6 +19,7 @@ from ..data.databases.megc2019 import PARTS, Part
 from ..plain_text import say, visible
 
 DatasetName = Literal["casme2", "samm", "smic", "casme3", "megc2019"]
+_WithMacro = Literal[DatasetName, "macro"]
 
 
 @dataclass
@@ -78,7 +80,8 @@ class Source:
 class DataCheck:
     """Print what is found of a database beside the official census; the exit status is 1 if they differ."""
 
-    dataset: tyro.conf.Positional[DatasetName]
+    dataset: tyro.conf.Positional[_WithMacro]
+    """macro: clips of macro-expressions, as --macro takes them; they have no official census."""
     root: tyro.conf.Positional[Path]
     """The folder that you unpacked; its sheet and frames are found in it."""
     source: tyro.conf.OmitArgPrefixes[Source] = field(default_factory=Source)
@@ -86,7 +89,16 @@ class DataCheck:
     """List each row that is dropped, incomplete or noted, also where many are alike."""
 
     def run(self, console: Console) -> int:
-        census = self.source.load(self.dataset, self.root).census
+        if self.dataset == "macro":
+            if given := [
+                name for name, value in vars(self.source).items() if value != getattr(Source(), name)
+            ]:
+                raise ValueError(
+                    f"--{given[0].replace('_', '-')} is for a database's sheet and frames; macro has none"
+                )
+            census = macro.load(self.root).census
+        else:
+            census = self.source.load(self.dataset, self.root).census
         sys.stdout.write(visible(census.describe(every=self.every), 10**7, keep="\n") + "\n")
         sys.stdout.flush()
         if census.differences:
@@ -98,7 +110,9 @@ class DataCheck:
 class MakeLookalike:
     """Write a small tree that looks like a database, with warped photographs as frames, to try out the rest."""
 
-    dataset: tyro.conf.Positional[DatasetName]
+    dataset: tyro.conf.Positional[_WithMacro]
+    """macro: macro-expressions of other people, the same movements several pixels wide; layouts listed, folders,
+    crema-d."""
     root: tyro.conf.Positional[Path]
     """A folder that is not there yet, or empty."""
     config: tyro.conf.OmitArgPrefixes[LookalikeConfig] = field(default_factory=LookalikeConfig)

@@ -30,6 +30,8 @@ LAYOUTS = (
     Layout("clips", CLIP, "spNo.1_b_166", _OF_PART_A),
     Layout("recordings", SUBJECT, "spNO.1", _OF_PART_A),
 )
+#: Of the sheet of macro-expressions, which has the same columns: …_part_A_MaE_label_JpgIndex_v2_emotion.xlsx
+MACRO_SHEET = r"part_?a_mae_label"
 FACTS = Facts(
     dataset="casme3",
     fps=30.0,
@@ -75,11 +77,26 @@ def load(
         ValueError: there are several sheets or trees of one layout, the sheet cannot be read, or most clips lack
             frames.
     """
-    root = Path(root)
+    return load_listed(
+        Path(root), FACTS, r"part_?a_me_label", layout=layout, sheet=sheet, columns=columns, reading=reading
+    )
+
+
+def load_listed(
+    root: Path,
+    facts: Facts,
+    named: str,
+    *,
+    layout: str | None = None,
+    sheet: str | Path | None = None,
+    columns: Mapping[str, str] | None = None,
+    reading: Reading | None = None,
+) -> Dataset:
+    """What :func:`load` gives, of the sheet whose name has the pattern ``named``."""
     tree = find_tree(root, LAYOUTS, layout)
     holds, example = f"{SUBJECT}|{CLIP}", "cas(me)3_part_A_ME_label_JpgIndex_v2.xlsx"
-    path = find_sheet(root, holds, r"part_?a_me_label", sheet, example=example)
-    listed = read_sheet(path, FACTS.columns, worksheet="label", given=columns)
+    path = find_sheet(root, holds, named, sheet, example=example)
+    listed = read_sheet(path, facts.columns, worksheet="label", given=columns)
     found = _folders(tree)
 
     def place(row: Row) -> tuple[str, Path]:
@@ -92,4 +109,4 @@ def load(
         return f"spNO.{subject}/{filename}/{onset}", found.get(key, tree.folder / usual)
 
     # A recording is long, and listed once for each of its expressions, one after the other.
-    return read_listed(FACTS, listed, tree, place, reading, functools.lru_cache(maxsize=4)(find_frames))
+    return read_listed(facts, listed, tree, place, reading, functools.lru_cache(maxsize=4)(find_frames))

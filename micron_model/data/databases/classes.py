@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from .expressions import Expression
+from .expressions import Expression, same_emotion
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,14 @@ class Scheme:
         for name, emotions in self.emotions.get(dataset, {}).items():
             if emotion in emotions:
                 return name
+        return None
+
+    def class_named(self, emotion: str) -> str | None:
+        """What an emotion of no dataset of the scheme counts as: what it does in any of them, however it is spelled."""
+        for of_dataset in self.emotions.values():
+            for name, emotions in of_dataset.items():
+                if any(same_emotion(emotion, known) for known in (name, *emotions)):
+                    return name
         return None
 
 

@@ -80,6 +80,12 @@ class Corpus:
         return sorted(found)
 
 
+def numbered_subject(text: str) -> int | None:
+    """The number of a subject that is written as databases write one: 1, "01", "sub01", "spNO.1"."""
+    match = _SUBJECT.fullmatch(text.strip().lower())
+    return int(re.findall(r"\d+", match[0])[-1]) if match else None
+
+
 def _clips(path: Path) -> list[str]:
     """Raises OSError or ValueError where the file does not list names of clips."""
     found = read_json(path)

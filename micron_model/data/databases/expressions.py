@@ -16,6 +16,25 @@ class Unusable(ValueError):
     """A row or clip that gives no expression; the message is the reason."""
 
 
+#: Names of one emotion; a database knows one of them.
+_SAME = (
+    {"happiness", "happy"},
+    {"sadness", "sad"},
+    {"surprise", "surprised"},
+    {"disgust", "disgusted"},
+    {"anger", "angry"},
+    {"fear", "fearful"},
+    {"contempt", "contemptuous"},
+    {"repression", "repressed"},
+    {"others", "other"},
+)
+
+
+def same_emotion(one: str, other: str) -> bool:
+    """Whether two names, in lower case, are of one emotion."""
+    return one == other or any({one, other} <= names for names in _SAME)
+
+
 def canonical_subject(dataset: str, text: object) -> str:
     """``<dataset>/<number>``, whatever way a subject is written: 1, "01", "sub01", "s1", "006", "spNO.1".
 
@@ -130,7 +149,8 @@ class Census:
     """What was found of a dataset, beside what its authors state."""
 
     dataset: str
-    official: Official
+    official: Official | None
+    """None of macro-expressions, which are not compared with anything."""
     counts: Counter[str] = field(default_factory=Counter)
     """Usable clips of each emotion."""
     subjects: set[str] = field(default_factory=set)
@@ -150,7 +170,7 @@ class Census:
     """Of each dataset that a composite is made of."""
 
     @classmethod
-    def of(cls, dataset: str, official: Official, expressions: Sequence[Expression]) -> Census:
+    def of(cls, dataset: str, official: Official | None, expressions: Sequence[Expression]) -> Census:
         """Counts, missing frames and notes of ``expressions``; what was dropped is the caller's to add."""
         census = cls(dataset, official)
         census.counts.update(expression.emotion for expression in expressions)
@@ -168,7 +188,8 @@ class Census:
             census.notes.append(
                 f"{len(still)} clips are of one frame, which shows no movement: {_some(still)}"
             )
-        if long := sorted((e for e in expressions if e.seconds > 1), key=lambda e: -e.seconds):
+        long = sorted((e for e in expressions if e.seconds > 1), key=lambda e: -e.seconds)
+        if long and official is not None:
             census.notes.append(
                 f"{len(long)} of {len(expressions)} clips last longer than 1 s, {long[0].name} the longest with "
                 f"{long[0].seconds:.1f} s; --longest 1 leaves them out"
@@ -179,11 +200,13 @@ class Census:
     @property
     def emotions(self) -> list[str]:
         """The official ones, then what else was found."""
-        return list(dict.fromkeys([*self.official.counts, *self.counts]))
+        return list(dict.fromkeys([*(self.official.counts if self.official else ()), *self.counts]))
 
     @property
     def differences(self) -> list[str]:
         """Where it departs from the official numbers, but for what is known; empty if it does not."""
+        if self.official is None:
+            return []
         lines = []
         known = Counter(clip.emotion for clip in self.known)
         for emotion in self.emotions:
@@ -197,6 +220,8 @@ class Census:
     @property
     def gaps(self) -> list[str]:
         """What every output must say: clips that are not there, for each reason that is known."""
+        if self.official is None:
+            return []
         names: defaultdict[str, list[str]] = defaultdict(list)
         for clip in self.known:
             names[clip.reason].append(clip.name)
@@ -204,14 +229,16 @@ class Census:
         return [f"{total - len(few)} of {total}: {_some(few)} {reason}" for reason, few in names.items()]
 
     def _table(self) -> list[str]:
-        rows = [(self.dataset, "clips", "official", "subjects", "official")]
+        official = self.official
+        rows: list[tuple[str, ...]] = [(self.dataset, "clips", "official", "subjects", "official")]
         for emotion in self.emotions:
-            stated, subjects = self.official.counts.get(emotion, 0), self.subjects_of.get(emotion, set())
-            rows.append((emotion, f"{self.counts[emotion]}", f"{stated}", f"{len(subjects)}", ""))
-        stated, subjects = sum(self.official.counts.values()), self.subjects
-        rows.append(
-            ("all", f"{self.counts.total()}", f"{stated}", f"{len(subjects)}", f"{self.official.subjects}")
-        )
+            stated = f"{official.counts.get(emotion, 0)}" if official else ""
+            subjects = self.subjects_of.get(emotion, set())
+            rows.append((emotion, f"{self.counts[emotion]}", stated, f"{len(subjects)}", ""))
+        both = (f"{sum(official.counts.values())}", f"{official.subjects}") if official else ("", "")
+        rows.append(("all", f"{self.counts.total()}", both[0], f"{len(self.subjects)}", both[1]))
+        if official is None:
+            rows = [(row[0], row[1], row[3]) for row in rows]
         name = max(len(row[0]) for row in rows)
         lines = (f"{row[0]:<{name}}" + "".join(f"{cell:>10}" for cell in row[1:]) for row in rows)
         return [line.rstrip() for line in lines]
@@ -235,7 +262,7 @@ class Census:
             if lines:
                 shown = lines if every else _alike(lines)
                 sections.append([f"{title} ({len(lines)}):", *(f"  {line}" for line in shown)])
-        if not self.differences:
+        if self.official is not None and not self.differences:
             release = f" (release {self.official.release})" if self.official.release else ""
             but = ", but for what is known to be missing" if self.known else ""
             sections.append([f"agrees with the official census of {self.dataset}{release}{but}"])

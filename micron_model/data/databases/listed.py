@@ -11,22 +11,18 @@ from typing import Literal, NamedTuple, Protocol, TypeVar
 
 from ..clips.find import VIDEO_SUFFIXES
 from ..clips.frames import IMAGE_SUFFIXES, Problem
-from .expressions import Census, Dataset, Expression, Known, Official, Unusable, canonical_subject
+from .expressions import (
+    Census,
+    Dataset,
+    Expression,
+    Known,
+    Official,
+    Unusable,
+    canonical_subject,
+    same_emotion,
+)
 from .folders import Tree, find_frames
 from .sheets import Column, Row, Sheet
-
-#: Names of one emotion; a database knows one of them.
-_SAME = (
-    {"happiness", "happy"},
-    {"sadness", "sad"},
-    {"surprise", "surprised"},
-    {"disgust", "disgusted"},
-    {"anger", "angry"},
-    {"fear", "fearful"},
-    {"contempt", "contemptuous"},
-    {"repression", "repressed"},
-    {"others", "other"},
-)
 
 
 class OtherFrames(Unusable):
@@ -148,8 +144,7 @@ def spelled(emotion: str, official: Official) -> str:
     emotion = emotion.lower()
     if emotion in official.counts:
         return emotion
-    others = next((names for names in _SAME if emotion in names), set())
-    return next((name for name in official.counts if name in others), emotion)
+    return next((name for name in official.counts if same_emotion(name, emotion)), emotion)
 
 
 class Facts(NamedTuple):
@@ -164,6 +159,7 @@ class Facts(NamedTuple):
         absent: clips that some copies of the sheet are known to lack.
         short: clips of which a release is known to lack frames, and which release.
         slips: of clips, the apex that the published sheet has and the one that is meant.
+        macro: whether it lists macro-expressions; the releases then give the spelling alone.
     """
 
     dataset: str
@@ -174,6 +170,7 @@ class Facts(NamedTuple):
     absent: Sequence[str] = ()
     short: Mapping[str, str] = {}
     slips: Mapping[str, tuple[str, str]] = {}
+    macro: bool = False
 
 
 def usual_columns(onset: str, apex: str, offset: str, emotion: str) -> tuple[Column, ...]:
@@ -257,7 +254,8 @@ def read_listed(
         )
 
     source = f"frames of layout {tree.layout!r}: {tree.folder}"
-    found = collect(facts.dataset, official, sheet.rows, read, [source, *notes], reading)
+    counts = None if facts.macro else official
+    found = collect(facts.dataset, counts, sheet.rows, read, [source, *notes], reading)
     found.census.incomplete = [
         Problem(
             path, reason + (f"; so in {facts.short[name]} as it is published" if name in facts.short else "")
@@ -288,7 +286,7 @@ L = TypeVar("L", bound=Listed)
 
 def collect(
     dataset: str,
-    official: Official,
+    official: Official | None,
     listed: Iterable[L],
     read: Callable[[L], Expression],
     notes: Sequence[str],
@@ -297,6 +295,7 @@ def collect(
     """The expression of each row, and the census with those rows that give none.
 
     Args:
+        official: None of macro-expressions, which nobody counts.
         read: makes an expression of a row, or raises Unusable.
         notes: of the whole, the first of them where the frames come from.
         reading: which expressions are left out.
@@ -340,7 +339,7 @@ def collect(
     census = Census.of(dataset, official, expressions)
     census.dropped, census.known, census.sources = dropped, known, list(notes)
     census.notes = [*notes, *census.notes]
-    if still:
+    if still and official is not None:
         census.notes.append(
             f"apex = onset in {len(still)} of {len(expressions)} clips; their midpoints are taken, and --still-apex "
             "drop leaves them out"

@@ -5,21 +5,21 @@ from __future__ import annotations
 import csv
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 
 from ..clips.frames import write_image
-from ..clips.nuisances import to_uint8
 from ..clips.synthetic import SyntheticClip
-from . import casme2, casme3, samm, smic
+from . import casme2, casme3, lookalike_macro, samm, smic
 from .classes import SCHEMES
 from .difficulties import DIFFICULTIES
 from .expressions import Official
 from .folders import Layout
+from .lookalike_clips import LookalikeConfig as LookalikeConfig
+from .lookalike_clips import Planned, write_frames
 from .megc2019 import LABELS, PARTS
 
 #: Emotions whose movement has another name.
@@ -30,69 +30,7 @@ _MOVES_LIKE = {
     "sad": "sadness",
     "happy": "happiness",
 }
-_OF_NUISANCES = 99  # of a seed: a number that no other stream of a clip has
 _STEP = 2  # frames of a synthetic clip from one frame of a look-alike to the next
-
-
-@dataclass(frozen=True)
-class LookalikeConfig:
-    """What a look-alike holds."""
-
-    subjects: int = 8
-    """Identities; of a composite, in each part."""
-    clips: int = 5
-    """Clips of each subject; emotions take turns."""
-    counts: dict[str, int] | None = None
-    """Clips of each emotion, dealt to the subjects in turn, in place of clips of each subject."""
-    side: int = 128
-    """Side of the frames in pixels."""
-    seed: int = 0
-    difficulty: Literal["easy", "medium", "hard"] = "easy"
-    """easy: the same clean movement for all of a class. medium, hard: smaller and uneven ones that emotions share, at
-    other tempi, with blinks, gaze, head motion, light, sensor noise and compression."""
-    layout: str | None = None
-    """Which of the dataset's layouts; the best known one if not given."""
-    quirks: bool = True
-    """Write the faults of the databases too; without them, every row can be used as it is."""
-
-    def __post_init__(self) -> None:
-        if self.difficulty not in DIFFICULTIES:
-            raise ValueError(f"difficulty={self.difficulty!r} is none of {', '.join(DIFFICULTIES)}")
-        clips = self.subjects * self.clips if self.counts is None else sum(self.counts.values())
-        least = 5 if self.quirks else 1
-        if self.subjects < 1 or self.side < 1 or clips < least:
-            raise ValueError(
-                f"subjects={self.subjects} of side={self.side} with {clips} clips in all: at least one subject, one "
-                f"pixel and {least} clips are needed (quirks take 5)"
-            )
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A clip to be written.
-
-    Attributes:
-        subject: from 1.
-        order: of the subject's clips, from 0.
-        emotion: as the database spells it, in lower case.
-        onset, apex, offset: numbers of frames.
-        indices: frames of ``clip`` from onset to offset.
-        cells: onset, apex and offset as the sheet has them.
-        without: numbers of frames that are missing.
-        has_frames: whether there are any.
-    """
-
-    subject: int
-    order: int
-    emotion: str
-    onset: int
-    apex: int
-    offset: int
-    indices: tuple[int, ...]
-    clip: SyntheticClip
-    cells: tuple[Any, Any, Any]
-    without: tuple[int, ...] = ()
-    has_frames: bool = True
 
 
 def _deal(emotions: Sequence[str], config: LookalikeConfig) -> list[tuple[int, str]]:
@@ -107,8 +45,8 @@ def _deal(emotions: Sequence[str], config: LookalikeConfig) -> list[tuple[int, s
     return [(1 + i % config.subjects, emotion) for i, emotion in enumerate(listed)]
 
 
-def _plan_clip(clip: SyntheticClip, subject: int, order: int, emotion: str, onset: int) -> Planned:
-    rise, fall = (clip.apex - clip.onset) // _STEP, (clip.offset - clip.apex) // _STEP
+def _plan_clip(clip: SyntheticClip, subject: int, order: int, emotion: str, onset: int, step: int) -> Planned:
+    rise, fall = (clip.apex - clip.onset) // step, (clip.offset - clip.apex) // step
     indices = [
         *np.linspace(clip.onset, clip.apex, rise + 1).round().astype(int).tolist(),
         *np.linspace(clip.apex, clip.offset, fall + 1).round().astype(int).tolist()[1:],
@@ -127,36 +65,6 @@ def _with_quirks(dataset: str, plan: list[Planned]) -> list[Planned]:
     if dataset == "casme3":
         fourth = replace(fourth, cells=(fourth.onset, fourth.apex, fourth.apex - 1))
     return [first, second, third, fourth, *others[:-1], replace(others[-1], has_frames=False)]
-
-
-def _write_frames(
-    folder: Path, planned: Planned, config: LookalikeConfig, name: str, *, grey: bool = False, around: int = 0
-) -> None:
-    """Write the frames of a clip, if it has any.
-
-    Args:
-        name: of the file of a frame, to be formatted with its number.
-        grey: as images of one channel.
-        around: frames at rest to write before and after.
-    """
-    if not planned.has_frames:
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    first, last = planned.indices[0], planned.indices[-1]
-    indices = [*range(first - around, first), *planned.indices, *range(last + 1, last + 1 + around)]
-    frames = planned.clip.read(indices, config.side)
-    nuisances = DIFFICULTIES[config.difficulty].nuisances
-    if nuisances:
-        rng = np.random.default_rng((config.seed, planned.clip.subject, planned.order, _OF_NUISANCES))
-        for nuisance in nuisances:
-            frames = nuisance(frames, rng)
-        frames = to_uint8(frames)
-    for number, frame in enumerate(frames, planned.onset - around):
-        if number not in planned.without:
-            image = np.ascontiguousarray(frame.transpose(1, 2, 0)[:, :, ::-1])
-            write_image(
-                folder / name.format(number), cv2.cvtColor(image, cv2.COLOR_BGR2GRAY) if grey else image
-            )
 
 
 def _write_clutter(folder: Path) -> None:
@@ -193,7 +101,7 @@ def _write_casme2(root: Path, plan: Sequence[Planned], config: LookalikeConfig) 
         filename = _casme2_filename(planned)
         rows.append((planned.subject, filename, None, *planned.cells, None, "4", planned.emotion))
         folder = tree / f"sub{planned.subject:02d}" / filename
-        _write_frames(folder, planned, config, name, around=2 if layout == "raw" else 0)
+        write_frames(folder, planned, config, name, around=2 if layout == "raw" else 0)
     _write_sheet(root / "CASME2-coding-20140508.xlsx", "Sheet1", rows)
     if config.quirks:
         _write_clutter(tree / "sub01" / "EP01_01f")
@@ -227,7 +135,7 @@ def _write_samm(root: Path, plan: Sequence[Planned], config: LookalikeConfig) ->
         )
         digits = 4 if planned.subject % 2 else 5
         name = f"{filename[:3]}_{{:0{digits}d}}.jpg"
-        _write_frames(tree / filename[:3] / filename, planned, config, name, grey=True)
+        write_frames(tree / filename[:3] / filename, planned, config, name, grey=True)
     _write_sheet(root / "SAMM_Micro_FACS_Codes_v2.xlsx", "MICRO_ONLY", rows)
 
 
@@ -248,7 +156,7 @@ def _write_smic(root: Path, plan: Sequence[Planned], config: LookalikeConfig) ->
             subject / filename if layout == "extended" else subject / "micro" / planned.emotion / filename
         )
         folder.mkdir(parents=True)
-        _write_frames(folder, planned, config, name, around=2 if layout == "extended" else 0)
+        write_frames(folder, planned, config, name, around=2 if layout == "extended" else 0)
     if layout == "extended":
         rows: list[Sequence[Any]] = [("Subject", "Filename", "OnsetF", "OffsetF", "TotalMF1", "Emotion")]
         for planned in plan:
@@ -259,7 +167,7 @@ def _write_smic(root: Path, plan: Sequence[Planned], config: LookalikeConfig) ->
         _write_sheet(root / "SMIC-HS-E_annotation.xlsx", "Sheet1", rows)
     if config.quirks and layout != "extended":
         for beside in (tree / "s1/non_micro/s1_01", tree.parent / "NIR/s1/micro/negative/s1_ne_01"):
-            _write_frames(beside, plan[0], config, name)
+            write_frames(beside, plan[0], config, name)
 
 
 def _write_casme3(root: Path, plan: Sequence[Planned], config: LookalikeConfig) -> None:
@@ -281,7 +189,7 @@ def _write_casme3(root: Path, plan: Sequence[Planned], config: LookalikeConfig) 
         else:
             both = tree / f"spNo.{planned.subject}" / recording
             folder, depth = both / "color", both / "depth"
-        _write_frames(folder, planned, config, "{}.jpg", around=0 if layout == "clips" else 2)
+        write_frames(folder, planned, config, "{}.jpg", around=0 if layout == "clips" else 2)
         if planned.has_frames:
             depth.mkdir(parents=True, exist_ok=True)
             write_image(depth / f"{planned.onset}.png", np.full((8, 8), 700, np.uint16))
@@ -299,6 +207,11 @@ _WRITERS = {
     "samm": _Writer(samm.OFFICIAL, samm.LAYOUTS, _write_samm),
     "smic": _Writer(smic.OFFICIAL, smic.LAYOUTS, _write_smic),
     "casme3": _Writer(casme3.OFFICIAL, casme3.LAYOUTS, _write_casme3),
+    "macro": _Writer(
+        Official(0, dict.fromkeys(lookalike_macro.EMOTIONS, 0)),
+        lookalike_macro.LAYOUTS,
+        lookalike_macro.write,
+    ),
 }
 
 
@@ -309,17 +222,20 @@ def _plan(dataset: str, config: LookalikeConfig) -> list[Planned]:
     if config.layout not in (None, *names):
         raise ValueError(f"layout={config.layout!r} is none of {', '.join(names)} of {dataset}")
     number, manner = list(_WRITERS).index(dataset), DIFFICULTIES[config.difficulty].manner
+    emotions, step = list(official.counts), _STEP
+    if dataset == "macro":
+        emotions, manner, step = lookalike_macro.emotions(config.layout), lookalike_macro.widened(manner), 1
     rng = np.random.default_rng((config.seed, number))
     orders: Counter[int] = Counter()
     repeats: Counter[tuple[int, str]] = Counter()
     plan: list[Planned] = []
-    for subject, emotion in _deal(list(official.counts), config):
+    for subject, emotion in _deal(emotions, config):
         moves, order = _MOVES_LIKE.get(emotion, emotion), orders[subject]
         identity = 1000 * (number + 1) + subject  # the parts of a composite show different faces
         clip = SyntheticClip(identity, moves, config.seed, repeat=repeats[subject, moves], manner=manner)
         # From 7 on, frames pass 10, where the order of names leaves that of numbers; two clips share a recording.
         onset = 7 + (int(rng.integers(50)) if plan else 0) + 100 * (order % 2)
-        plan.append(_plan_clip(clip, subject, order, emotion, onset))
+        plan.append(_plan_clip(clip, subject, order, emotion, onset, step))
         orders[subject] += 1
         repeats[subject, moves] += 1
     return _with_quirks(dataset, plan) if config.quirks else plan
@@ -353,7 +269,8 @@ def make_lookalike(dataset: str, root: str | Path, config: LookalikeConfig | Non
     """Write a small tree that looks like a database, to try out everything that reads one.
 
     Args:
-        dataset: a key of ``DATASETS``.
+        dataset: a key of ``DATASETS``, or "macro": macro-expressions of other people, the same movements wider and
+            slower.
         root: a folder that is not there yet, or empty.
         config: what it holds.
 
@@ -376,8 +293,9 @@ def make_lookalike(dataset: str, root: str | Path, config: LookalikeConfig | Non
         folder = root / part if len(plans) > 1 else root
         folder.mkdir(parents=True, exist_ok=True)
         _WRITERS[part].write(folder, plan, config)
+    of = "macro-expressions" if dataset == "macro" else dataset
     (root / "LOOKALIKE.txt").write_text(
-        f"Warped photographs in the folders of {dataset}, written by `micron data make-lookalike`. Nothing here is "
+        f"Warped photographs in the folders of {of}, written by `micron data make-lookalike`. Nothing here is "
         "of that database, and no score on it says anything of one.\n"
     )
     if len(plans) > 1:

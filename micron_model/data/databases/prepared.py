@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from ...faults import raise_if_of_the_machine
 from ...limits import open_file
 from ...whole_file import whole_file
 from ..clips.faces import Box, cut, find_face, spot_apex
+from ..clips.frames import VIDEO_SUFFIXES, VideoClip
 from ..clips.images import FrameError, Problem, depth_of, read_whole_image
 from ..clips.inputs import ClipInput, StoredValues, UnusableClip, Values
 from ..clips.stabilize import Stabilizer
@@ -81,20 +82,41 @@ def _is_spotted(expression: Expression, config: FaceConfig) -> bool:
     return config.spot_apex and expression.apex_from == "midpoint"
 
 
+def _whole_frames(files: dict[int, Path], bits: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
+    """Frames (H, W, 3), uint8, RGB, of the numbers and files that are given, ascending.
+
+    Raises:
+        FrameError: one cannot be read.
+    """
+    first, last = min(files), max(files)
+    if files[first].suffix.lower() not in VIDEO_SUFFIXES:
+        yield from ((number, read_whole_image(files[number], bits)) for number in sorted(files))
+        return
+    path, missing = files[first], set(files)
+    for number, image in VideoClip.open(path).images(first, last + 1):
+        if number in missing:
+            if isinstance(image, Problem):
+                raise FrameError(f"{path}: {image.reason}", path)
+            missing.remove(number)
+            yield number, np.ascontiguousarray(image[:, :, ::-1])
+    if missing:
+        raise FrameError(f"{path}: frame {min(missing)} cannot be decoded", path)
+
+
 @functools.lru_cache(maxsize=1 << 14)
-def _face_in(path: Path, _modified: int) -> Box | None:
-    """The face in a file as it was at a time; looked for once, however many inputs are made of it."""
-    return find_face(read_whole_image(path))
+def _face_in(path: Path, number: int, _modified: int) -> Box | None:
+    """The face in a frame as it was at a time; looked for once, however many inputs are made of it."""
+    return find_face(next(_whole_frames({number: path}))[1])
 
 
 def _encode(expression: Expression, clip_input: ClipInput, config: FaceConfig, given: Given | None) -> Kept:
     path = expression.path(expression.onset)
     bits = depth_of([frame for _, frame in expression.frames])
-    onset = read_whole_image(path, bits)
+    _, onset = next(_whole_frames({expression.onset: path}, bits))
     height, width = onset.shape[:2]
     box, margin = given or (None, config.margin)
     if box is None and config.detect:
-        box = _face_in(path, path.stat().st_mtime_ns)
+        box = _face_in(path, expression.onset, path.stat().st_mtime_ns)
     found = box is not None or not config.detect
     if box is None:
         margin = 0.0
@@ -111,8 +133,7 @@ def _encode(expression: Expression, clip_input: ClipInput, config: FaceConfig, g
     stabilizer = Stabilizer(onset, box) if config.stabilize else None
     failures: dict[int, str] = {}
 
-    def read(number: int, size: int | None = clip_input.size) -> np.ndarray:
-        image = onset if number == expression.onset else read_whole_image(expression.path(number), bits)
+    def face(number: int, image: np.ndarray, size: int | None) -> np.ndarray:
         if image.shape != onset.shape:
             (h, w), (height, width) = image.shape[:2], onset.shape[:2]
             raise UnusableClip(f"frame {number} has {w} × {h} pixels, the onset {width} × {height}")
@@ -122,13 +143,16 @@ def _encode(expression: Expression, clip_input: ClipInput, config: FaceConfig, g
                 failures[number] = registration.failure
         return cut(image, box, margin, size)
 
+    def faces(numbers: Sequence[int], size: int | None = clip_input.size) -> np.ndarray:
+        files = {number: expression.path(number) for number in numbers}
+        cut_out = {number: face(number, image, size) for number, image in _whole_frames(files, bits)}
+        return np.stack([cut_out[number] for number in numbers])
+
     apex = expression.apex
     if _is_spotted(expression, config):
         numbers = [n for n, _ in expression.frames if expression.onset <= n <= expression.offset]
-        faces = np.stack([read(n, clip_input.size or _SPOTTED) for n in numbers])
-        apex = numbers[spot_apex(torch.from_numpy(faces))]
-    wanted = clip_input.frames(expression.onset, apex, expression.offset)
-    values = clip_input.encode(np.stack([read(number) for number in wanted]))
+        apex = numbers[spot_apex(torch.from_numpy(faces(numbers, clip_input.size or _SPOTTED)))]
+    values = clip_input.encode(faces(clip_input.frames(expression.onset, apex, expression.offset)))
     left = f"frames {', '.join(map(str, failures))}: {next(iter(failures.values()))}" if failures else ""
     return Kept(values, apex, found, left)
 
