@@ -29,6 +29,8 @@ BUILT_IN = {
     "micron-bert": "micron_model.recognizers.micron_bert:MicronBERTRecipe",
     "flow": "micron_model.recognizers.flow:FlowRecipe",
     "slstt": "micron_model.recognizers.slstt:SLSTTRecipe",
+    "lightman": "micron_model.recognizers.lightman:LightmanRecipe",
+    "lightman-slstt": "micron_model.recognizers.lightman:LightmanOverSLSTT",
 }
 
 
@@ -83,9 +85,12 @@ class RecognizerConfig:
     """Name of the recipe that builds it: a built-in one, or package.module:Recipe."""
     trained_on: str = ""
     """What the classifier has seen, for those who use it."""
+    inner_rates: tuple[float, ...] = ()
+    """Rates of the steps that adapt it to a person, by layer from the classifier down; of a recognizer that was trained
+    to be adapted."""
 
     def __post_init__(self) -> None:
-        self.classes = tuple(self.classes)  # JSON knows lists only
+        self.classes, self.inner_rates = tuple(self.classes), tuple(self.inner_rates)  # JSON knows lists only
         if len(set(self.classes)) != len(self.classes) or len(self.classes) < 2:
             raise ValueError(f"classes={self.classes}; at least 2 different names are needed")
 
@@ -105,6 +110,8 @@ class Recognizer(
     def __init__(self, config: RecognizerConfig):
         super().__init__()
         self.config = config
+        self.history: list[dict[str, float]] = []
+        """What its training measured, by name, an entry an epoch."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -157,13 +164,16 @@ class Recipe(ABC):
         name: that of ``--recognizer``; of a recipe outside this package, its import path (:func:`name_of`).
         recognizer: the class of what it builds.
         seeded: whether another seed trains another recognizer.
-        macro: clips of macro-expressions that it wants to learn from beside the others; None for none.
     """
 
     name: ClassVar[str] = ""
     recognizer: ClassVar[type[Recognizer]]
     seeded: ClassVar[bool] = True
-    macro: ClassVar[Path | None] = None
+
+    @property
+    def macro(self) -> Path | None:
+        """Clips of macro-expressions that it wants to learn from beside the others; None for none."""
+        return None
 
     @property
     def inference_precision(self) -> Literal["auto", "fp32", "bf16"]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from ..data.clips.inputs import Values
 from ..training.config import warm_cosine
 from ..training.device_input import autocast
 from .base import Examples, Recipe, Recognizer
+from .meta import LAST_LAYERS, adapted
 
 
 @dataclass
@@ -38,6 +40,9 @@ class Fitting(Recipe):
     balance: Literal["loss", "sampling", "off"] = "loss"
     """Against unequal classes, counted on the training clips alone: weigh the loss by 1/count, or draw clips so that
     classes come equally often."""
+    adapt_rate: float = 1e-3
+    """Of the steps that adapt it to labelled clips of a person: plain gradient descent on the classifier and the last
+    block."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast on a GPU that has it, fp32 elsewhere."""
 
@@ -48,15 +53,49 @@ class Fitting(Recipe):
         for name in ("warmup", "label_smoothing"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)}; it must lie in [0, 1]")
+        if not 0 < self.adapt_rate < math.inf:
+            raise ValueError(f"adapt_rate={self.adapt_rate}; it must be positive and finite")
 
     @property
     def inference_precision(self) -> Literal["auto", "fp32", "bf16"]:
         return self.precision
 
+    def groups(self, recognizer: Recognizer) -> list[dict[str, Any]]:
+        """Groups of the optimiser, each with its peak ``rate``: one rate, and weight decay for matrices only."""
+        trained = [p for p in recognizer.parameters() if p.requires_grad]
+        return [
+            {"params": parameters, "rate": self.learning_rate, "weight_decay": decay}
+            for parameters, decay in (
+                ([p for p in trained if p.dim() >= 2], self.weight_decay),
+                ([p for p in trained if p.dim() < 2], 0.0),
+            )
+            if parameters
+        ]
+
+    def optimizer_of(self, recognizer: Recognizer) -> Optimizer:
+        """AdamW on :meth:`groups`."""
+        return torch.optim.AdamW(
+            self.groups(recognizer), lr=0.0, fused=recognizer.device.type in ("cpu", "cuda")
+        )
+
+    def schedule(self, step: int, steps: int) -> float:
+        """Factor of the rates: a warm-up and a cosine."""
+        return warm_cosine(step, steps, self.warmup)
+
+    def augment(self, recognizer: Recognizer, values: Tensor, generator: torch.Generator) -> Tensor:
+        """A batch of what the input encodes, changed at random; the generator is on the CPU."""
+        return values
+
     def learn(
         self, recognizer: Recognizer, train: Examples, seed: int, on_epoch: Callable[[int], object]
     ) -> None:
         fit_by_gradient(recognizer, train, self, seed=seed, on_epoch=on_epoch)
+
+    def adapt(self, recognizer: Recognizer, few: Examples, *, steps: int, seed: int) -> Recognizer:
+        """Plain gradient descent of rate ``adapt_rate`` on the mean cross-entropy, on the layers that inner steps of
+        ``lightman`` change by default, so that the two can be compared."""
+        rates = [self.adapt_rate] * (1 if few.embedded else LAST_LAYERS)
+        return adapted(recognizer, few, rates, steps=steps, precision=self.precision)
 
 
 def class_weights(labels: Tensor, classes: int) -> Tensor:
@@ -76,19 +115,6 @@ def _order(labels: Tensor, config: Fitting, classes: int, generator: torch.Gener
     yield from order.split(config.batch_size)
 
 
-def parameter_groups(recognizer: Recognizer, config: Fitting) -> list[dict[str, Any]]:
-    """Groups of an optimiser: one peak rate, and weight decay for matrices only."""
-    trained = [p for p in recognizer.parameters() if p.requires_grad]
-    return [
-        {"params": parameters, "rate": config.learning_rate, "weight_decay": decay}
-        for parameters, decay in (
-            ([p for p in trained if p.dim() >= 2], config.weight_decay),
-            ([p for p in trained if p.dim() < 2], 0.0),
-        )
-        if parameters
-    ]
-
-
 def fit_by_gradient(
     recognizer: Recognizer,
     train: Examples,
@@ -96,10 +122,6 @@ def fit_by_gradient(
     *,
     seed: int = 0,
     on_epoch: Callable[[int], object] = lambda epoch: None,
-    groups: Sequence[dict[str, Any]] | None = None,
-    optimizer: Optimizer | None = None,
-    schedule: Callable[[int, int], float] | None = None,
-    augment: Callable[[Tensor, torch.Generator], Tensor] = lambda values, generator: values,
 ) -> None:
     """Train what requires a gradient, in place, on the device it is on; deterministic given ``seed`` (and the number
     of threads).
@@ -110,10 +132,6 @@ def fit_by_gradient(
         config: how.
         seed: of the order and of augmentation.
         on_epoch: called after each epoch with its number, from 1 on.
-        groups: of the optimiser, each with its peak ``rate``; ``parameter_groups`` if not given.
-        optimizer: AdamW on ``groups`` if not given; its groups have a ``rate`` each.
-        schedule: factor of the rates at (step, steps); a warm-up and a cosine if not given.
-        augment: changes a batch of values that are not embedded, given a generator on the CPU.
 
     Raises:
         ValueError: there is no clip, or not as many labels.
@@ -126,21 +144,20 @@ def fit_by_gradient(
     device, classes = recognizer.device, len(recognizer.classes)
     generator = torch.Generator().manual_seed(seed)
     trained = [p for p in recognizer.parameters() if p.requires_grad]
-    if optimizer is None:
-        groups = parameter_groups(recognizer, config) if groups is None else groups
-        optimizer = torch.optim.AdamW(list(groups), lr=0.0, fused=device.type in ("cpu", "cuda"))
-    schedule = schedule or (lambda step, steps: warm_cosine(step, steps, config.warmup))
+    optimizer = config.optimizer_of(recognizer)
     weights = class_weights(labels, classes).to(device) if config.balance == "loss" else None
     steps, step = config.epochs * -(-len(labels) // config.batch_size), 0
     for epoch in range(config.epochs):
         recognizer.train()
         for chosen in _order(labels, config, classes, generator):
             for group in optimizer.param_groups:
-                group["lr"] = group["rate"] * schedule(step, steps)
+                group["lr"] = group["rate"] * config.schedule(step, steps)
             batch, truth = values[chosen].to(device), labels[chosen].to(device)
             with autocast(config.precision, device):
-                embedded = train.embedded
-                logits = recognizer.classify(batch) if embedded else recognizer(augment(batch, generator))
+                if train.embedded:
+                    logits = recognizer.classify(batch)
+                else:
+                    logits = recognizer(config.augment(recognizer, batch, generator))
             loss = F.cross_entropy(logits.float(), truth, weights, label_smoothing=config.label_smoothing)
             loss.backward()
             if config.clip_norm is not None:

@@ -18,7 +18,7 @@ from ..models.micron_bert import MicronBERT
 from ..models.official.micron_bert import SEEN
 from ..models.products import Linear
 from .base import Examples, Recognizer, RecognizerConfig, Start
-from .fitting import Fitting, fit_by_gradient
+from .fitting import Fitting
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -96,6 +96,22 @@ class MicronBERTRecognizer(Recognizer):
     def classify(self, features: Tensor) -> Tensor:
         return self.head(self.norm(features))
 
+    def layers(self) -> list[list[str]]:
+        """Classifier, micro-attention, blocks from the last to the first, patch embedding."""
+        depth = self.config.model.depth
+        layers: list[list[str]] = [[] for _ in range(depth + 3)]
+        for name, _ in self.named_parameters():
+            block = re.match(r"backbone\.encoder\.blocks\.(\d+)\.", name)
+            if not name.startswith("backbone."):
+                below = 0
+            elif block:
+                below = 1 + depth - int(block[1])
+            else:
+                of_change = name.startswith(("backbone.micro_attention.", "backbone.encoder.norm."))
+                below = 1 if of_change else depth + 2
+            layers[below].append(name)
+        return layers
+
     def picture(self, values: Tensor, labels: Sequence[str]) -> "Figure":
         """Onset, apex and the heat maps of the change between them."""
         from ..visualize import change_maps, figure_of_pairs
@@ -168,10 +184,23 @@ class MicronBERTRecipe(Fitting):
     ) -> None:
         assert isinstance(recognizer, MicronBERTRecognizer)
         recognizer.backbone.requires_grad_(not self.embeds_once)
-        fit_by_gradient(
-            recognizer, train, self, seed=seed, on_epoch=on_epoch, groups=layer_groups(recognizer, self),
-            augment=lambda pairs, generator: augment(recognizer.backbone, pairs, self, generator),
-        )  # fmt: skip
+        super().learn(recognizer, train, seed, on_epoch)
+
+    def groups(self, recognizer: Recognizer) -> list[dict[str, Any]]:
+        """A group for the matrices of each layer, and one for the rest, with the rate of the layer."""
+        named, groups = dict(recognizer.named_parameters()), []
+        for below, names in enumerate(recognizer.layers()):
+            trained = [named[name] for name in names if named[name].requires_grad]
+            for is_matrix in (True, False):
+                if parameters := [p for p in trained if (p.dim() == 2) == is_matrix]:
+                    decay = self.weight_decay if is_matrix else 0.0
+                    rate = self.learning_rate * self.layer_decay**below
+                    groups.append({"params": parameters, "rate": rate, "weight_decay": decay})
+        return groups
+
+    def augment(self, recognizer: Recognizer, values: Tensor, generator: torch.Generator) -> Tensor:
+        assert isinstance(recognizer, MicronBERTRecognizer)
+        return augment(recognizer.backbone, values, self, generator)
 
     def settings(self) -> dict[str, Any]:
         settings = asdict(self)
@@ -189,32 +218,6 @@ def _backbone(start: Start) -> MicronBERT:
     if not isinstance(start.weights, MicronBERT):
         raise TypeError(f"start.weights is a {type(start.weights).__name__}; μ-BERT starts from a MicronBERT")
     return start.weights
-
-
-def layer_groups(recognizer: MicronBERTRecognizer, recipe: MicronBERTRecipe) -> list[dict[str, Any]]:
-    """Groups of an optimiser: ``rate``, the peak rate of the group's layer, and weight decay for matrices only."""
-    depth = recognizer.config.model.depth
-    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
-    for name, parameter in recognizer.named_parameters():
-        block = re.match(r"backbone\.encoder\.blocks\.(\d+)\.", name)
-        if not name.startswith("backbone."):
-            below = 0
-        elif block:
-            below = 1 + depth - int(block[1])
-        else:
-            below = (
-                1 if name.startswith(("backbone.micro_attention.", "backbone.encoder.norm.")) else depth + 2
-            )
-        if parameter.requires_grad:
-            groups.setdefault((below, parameter.dim() == 2), []).append(parameter)
-    return [
-        {
-            "params": parameters,
-            "rate": recipe.learning_rate * recipe.layer_decay**below,
-            "weight_decay": recipe.weight_decay if is_matrix else 0.0,
-        }
-        for (below, is_matrix), parameters in groups.items()
-    ]
 
 
 def augment(

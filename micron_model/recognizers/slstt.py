@@ -1,13 +1,15 @@
 """SLSTT as a recognizer: long-term optical flow, a vision transformer, an aggregator over time."""
 
 import copy
+import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from ..data.clips.flow import ImagesOfClip
 from ..data.databases.corpus import Corpus
@@ -15,8 +17,8 @@ from ..loading import load_model
 from ..models.micron_bert import MicronBERT
 from ..models.official.vit import import_timm_vit
 from ..models.slstt import SLSTT, ContextualTokens, SLSTTConfig, SpatialEncoder, slstt_preset
-from .base import Examples, Recognizer, RecognizerConfig, Start
-from .fitting import Fitting, fit_by_gradient, parameter_groups
+from .base import Recognizer, RecognizerConfig, Start
+from .fitting import Fitting
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -70,6 +72,21 @@ class SLSTTRecognizer(Recognizer):
 
     def classify(self, features: Tensor) -> Tensor:
         return self.network.classify(features.unflatten(1, (self.config.images, -1)))
+
+    def layers(self) -> list[list[str]]:
+        """Head, LSTM if there is one, blocks from the last (with the last norm) to the first, patch embedding."""
+        layers: dict[tuple[int, int], list[str]] = {}
+        blocks = [re.search(r"\.blocks\.(\d+)\.", name) for name, _ in self.named_parameters()]
+        last = max(int(block[1]) for block in blocks if block)
+        for (name, _), block in zip(self.named_parameters(), blocks, strict=True):
+            if ".aggregator." in name:
+                place = (1, 0) if ".lstm." in name else (0, 0)
+            elif block or ".norm." in name:
+                place = (2, -int(block[1]) if block else -last)
+            else:
+                place = (3, 0)
+            layers.setdefault(place, []).append(name)
+        return [layers[place] for place in sorted(layers)]
 
     def picture(self, values: Tensor, labels: Sequence[str]) -> "Figure":
         """The first, middle and last image of each clip."""
@@ -187,20 +204,18 @@ class SLSTTRecipe(Fitting):
             torch.manual_seed(seed)
             return SLSTTRecognizer(config, encoder)
 
-    def learn(
-        self, recognizer: Recognizer, train: Examples, seed: int, on_epoch: Callable[[int], object]
-    ) -> None:
+    def optimizer_of(self, recognizer: Recognizer) -> Optimizer:
         if self.optimizer == "adamw":
-            super().learn(recognizer, train, seed, on_epoch)
-            return
-        groups = parameter_groups(recognizer, self)
+            return super().optimizer_of(recognizer)
+        groups = self.groups(recognizer)
         for group in groups:
             group["weight_decay"] = self.weight_decay  # of all that is trained, as the authors have it
-        fit_by_gradient(
-            recognizer, train, self, seed=seed, on_epoch=on_epoch,
-            optimizer=torch.optim.SGD(groups, lr=0.0, momentum=0.9),
-            schedule=lambda step, steps: 1.0 if step < 0.75 * steps else 0.1,
-        )  # fmt: skip
+        return torch.optim.SGD(groups, lr=0.0, momentum=0.9)
+
+    def schedule(self, step: int, steps: int) -> float:
+        if self.optimizer == "adamw":
+            return super().schedule(step, steps)
+        return 1.0 if step < 0.75 * steps else 0.1
 
     def settings(self) -> dict[str, Any]:
         settings = asdict(self)

@@ -18,7 +18,6 @@ from micron_model.recognizers.micron_bert import (
     MicronBERTRecognizer,
     MicronBERTRecognizerConfig,
     augment,
-    layer_groups,
     start_from,
 )
 
@@ -97,7 +96,7 @@ def test_rates_decay_from_layer_to_layer(recognizer):
     config = MicronBERTRecipe(learning_rate=1.0, layer_decay=0.5, weight_decay=0.1)
     rate, decay = {}, {}
     names = {id(p): name for name, p in recognizer.named_parameters()}
-    for group in layer_groups(recognizer, config):
+    for group in config.groups(recognizer):
         for parameter in group["params"]:
             rate[names[id(parameter)]] = group["rate"]
             decay[names[id(parameter)]] = group["weight_decay"]
