@@ -21,6 +21,7 @@ from ..data.clips.inputs import ClipInput
 from ..data.databases.expressions import Expression
 from ..data.databases.prepared import FaceConfig
 from ..evaluation.evaluator import EvaluateConfig, entrants, evaluate
+from ..evaluation.macro import with_macro
 from ..evaluation.metrics import score
 from ..evaluation.outputs import write_outputs
 from ..evaluation.protocols import training_of_parts
@@ -71,12 +72,21 @@ class Clips:
         root: Path,
         inputs: ClipInput | Sequence[ClipInput],
         console: Console,
+        macro: Path | None = None,
+        allow_overlap: bool = False,
         **options: Any,
     ) -> Task:
-        return load_task(
+        """``macro``: macro-expressions for the first of the inputs."""
+        task = load_task(
             dataset, root, inputs, scheme=self.scheme, face=self.face, cache=self.cache,
             allow_differences=self.allow_differences, console=console, **options, **self.source.options,
         )  # fmt: skip
+        if macro is None:
+            return task
+        first = inputs[0] if isinstance(inputs, Sequence) else inputs
+        return with_macro(
+            task, macro, first, face=self.face, cache=self.cache, allow_overlap=allow_overlap, console=console
+        )
 
 
 def _devices(names: str) -> list[str]:
@@ -153,7 +163,8 @@ class Evaluate(Generic[_Recipe]):
     """I/N, for example 2/8: of N calls on several machines that share the folds out in one folder --out, the I-th, from
     1 on. What torchrun starts shares them out by itself. Whoever finishes last writes the report."""
     allow_overlap: bool = False
-    """Go on although the model was pre-trained on subjects it is tested on; every output says so."""
+    """Go on although the model was pre-trained on subjects it is tested on, or macro-expressions may show them; every
+    output says so."""
     config: tyro.conf.OmitArgPrefixes[EvaluateConfig] = field(default_factory=EvaluateConfig)
 
     def run(self, console: Console) -> None:
@@ -167,7 +178,7 @@ class Evaluate(Generic[_Recipe]):
 
         task = self.clips.load(
             self.dataset, self.root, [entrant.clip_input for entrant in entered.values()], console,
-            protocol=self.protocol, check=check,
+            macro=self.recipe.macro, allow_overlap=self.allow_overlap, protocol=self.protocol, check=check,
         )  # fmt: skip
         share = Share.of(self.part, self.device, self.workers)
         evaluation = evaluate(
@@ -215,7 +226,16 @@ class Finetune(Generic[_Recipe]):
         if (self.out / "config.json").exists():
             raise ValueError(f"{self.out}: holds a model already; give another folder")
         start = self.recipe.start()
-        task = self.clips.load(self.dataset, self.root, self.recipe.clip_input(start), console, protocol=None)
+        task = self.clips.load(
+            self.dataset,
+            self.root,
+            self.recipe.clip_input(start),
+            console,
+            macro=self.recipe.macro,
+            protocol=None,
+        )
+        for line in self.recipe.remarks(task.examples(self.recipe, start)):
+            say(console, line)
         with ProgressBar(console=console) as progress:
             if self.recipe.embeds_once:
                 features = progress.add_task("features", total=len(task.expressions))

@@ -30,7 +30,7 @@ from .baselines import majority_class
 from .config import EvaluateConfig as EvaluateConfig
 from .folds import MODEL, SHUFFLED, Job, Trained, Work, finished, path_of, slug, train_all
 from .predictions import Prediction, Predictions, write_predictions
-from .task import Task, positions, refuse_overlap
+from .task import Task, refuse_overlap
 
 
 class Entrant(NamedTuple):
@@ -78,17 +78,24 @@ def _digest(parts: Iterable[Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _described(entrant: Entrant, values: Values) -> dict[str, Any]:
-    """All that decides what an entrant learns of any fold."""
-    weights = entrant.start.weights
+def _digest_of(values: Values) -> str:
     parts = (values[i : i + 1] for i in range(len(values))) if isinstance(values, StoredValues) else [values]
-    return {
+    return _digest(parts)
+
+
+def _described(entrant: Entrant, examples: Examples) -> dict[str, Any]:
+    """All that decides what an entrant learns of any fold."""
+    weights, macro = entrant.start.weights, examples.macro
+    described = {
         "recognizer": name_of(entrant.recipe),
         "settings": entrant.recipe.settings(),
         "input": entrant.clip_input.key,
-        "values": _digest(parts),
+        "values": _digest_of(examples.values),
         "start": None if weights is None else _digest(weights.state_dict().values()),
     }
+    if macro is not None:
+        described["macro"] = f"{_digest_of(macro.values)} {_digest([macro.labels])}"
+    return described
 
 
 def _claim(out: Path, settings: dict[str, Any]) -> None:
@@ -175,24 +182,25 @@ def _evaluate(
     console: Console,
 ) -> Evaluation | None:
     entered = entrants(recipe, start, config)
-    values = {kind: task.values_of(entrant.clip_input) for kind, entrant in entered.items()}
-    _claim(out, _settings(task, entered, values, config))
+    given = {kind: task.examples(entrant.recipe, entrant.start) for kind, entrant in entered.items()}
+    _claim(out, _settings(task, entered, given, config))
+    for kind, entrant in entered.items():
+        for line in entrant.recipe.remarks(given[kind]):
+            say(console, line)
     remove_partial(out / "folds")  # into which several parts write, each with a lock elsewhere
     with ProgressBar(console=console) as progress:
         trained = {}
         for kind, entrant in entered.items():
-            examples = Examples(
-                values[kind], positions(task.labels, task.classes), [e.subject for e in task.expressions]
-            )
+            examples = given[kind]
             if entrant.recipe.embeds_once:
-                features = _cached_features(out, kind, entrant, task, values[kind], devices[0], progress)
+                features = _cached_features(out, kind, entrant, task, examples.values, devices[0], progress)
                 examples = examples._replace(values=features, embedded=True)
             if workers > 1:
                 examples = _in_shared_memory(examples)
             trained[kind] = Trained(entrant.recipe, _shared(entrant.start), examples)
         if config.shuffled:
             trained[SHUFFLED] = trained[MODEL]
-        work = Work(trained, task._replace(values={}), config, devices[0])
+        work = Work(trained, task._replace(values={}, macro={}), config, devices[0])
         jobs = [
             Job(kind, seed, fold)
             for kind in sorted(trained, key=[MODEL, SHUFFLED, *entered].index)
@@ -247,7 +255,7 @@ def _collect(
 
 
 def _settings(
-    task: Task, entered: dict[str, Entrant], values: dict[str, Values], config: EvaluateConfig
+    task: Task, entered: dict[str, Entrant], given: dict[str, Examples], config: EvaluateConfig
 ) -> dict[str, Any]:
     described = [(e.dataset, e.subject, e.name, e.onset, e.apex) for e in task.expressions]
     return {
@@ -255,7 +263,7 @@ def _settings(
         "classes": task.classes,
         "folds": [fold.name for fold in task.folds],
         "clips": f"{len(described)} {hashlib.sha256(repr((described, task.labels)).encode()).hexdigest()[:16]}",
-        **{kind: _described(entrant, values[kind]) for kind, entrant in entered.items()},
+        **{kind: _described(entrant, given[kind]) for kind, entrant in entered.items()},
     }
 
 
@@ -266,11 +274,11 @@ def _shared(start: Start) -> Start:
 
 
 def _in_shared_memory(examples: Examples) -> Examples:
-    if isinstance(examples.values, Tensor) and not examples.values.is_shared():
-        size = examples.values.numel() * examples.values.element_size()
-        what = f"the inputs of {len(examples.values)} clips"
-        check_shared_memory(size, what, "--workers 1 shares nothing")
-        examples.values.share_memory_()
+    for values in (examples.values, None if examples.macro is None else examples.macro.values):
+        if isinstance(values, Tensor) and not values.is_shared():
+            size = values.numel() * values.element_size()
+            check_shared_memory(size, f"the inputs of {len(values)} clips", "--workers 1 shares nothing")
+            values.share_memory_()
     return examples
 
 

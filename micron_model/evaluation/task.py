@@ -18,7 +18,7 @@ from ..data.databases.expressions import Expression
 from ..data.databases.prepared import FaceConfig, Prepared, prepare
 from ..plain_text import say
 from ..progress import ProgressBar
-from ..recognizers.base import Examples, Recipe, Recognizer, Start, name_of
+from ..recognizers.base import Examples, MacroExamples, Recipe, Recognizer, Start, name_of
 from ..recognizers.fitting import features_of
 from ..training.problems import report_problems
 from .protocols import Fold, cde, check_census, hde, loso
@@ -42,6 +42,10 @@ class Task(NamedTuple):
     """What a report says of the data."""
     stamps: Sequence[str] = ()
     """What every output must say."""
+    scheme: str = ""
+    """Of the classes."""
+    macro: Mapping[str, MacroExamples] = {}
+    """Macro-expressions beside the clips, by the key of the input that made them (``macro.with_macro``)."""
 
     def values_of(self, clip_input: ClipInput) -> Values:
         """Raises ValueError if the task was loaded without that input."""
@@ -51,6 +55,25 @@ class Task(NamedTuple):
                 "load it with that input too"
             )
         return self.values[clip_input.key]
+
+    def examples(self, recipe: Recipe, start: Start) -> Examples:
+        """All clips as a recipe learns from them, not embedded.
+
+        Raises:
+            ValueError: the task has no values of its input, or no macro-expressions and the recipe wants some.
+        """
+        clip_input = recipe.clip_input(start)
+        macro = None
+        if recipe.macro is not None:
+            macro = self.macro.get(clip_input.key)
+            if macro is None:
+                raise ValueError(
+                    f"macro={str(recipe.macro)!r}, but the task has no macro-expressions of the input "
+                    f"{clip_input.key!r}: add them with evaluation.macro.with_macro"
+                )
+        labels = positions(self.labels, self.classes)
+        subjects = [e.subject for e in self.expressions]
+        return Examples(self.values_of(clip_input), labels, subjects, macro=macro)
 
 
 def positions(labels: Sequence[str], classes: Sequence[str]) -> Tensor:
@@ -135,6 +158,7 @@ def load_task(
         values,
         {"dataset": dataset, "classes": counts},
         stamps,
+        scheme,
     )
 
 
@@ -202,12 +226,13 @@ def finetune(
         The recognizer, on the CPU, in evaluation mode.
     """
     start = recipe.start() if start is None else start
-    values = task.values_of(recipe.clip_input(start))
+    examples = task.examples(recipe, start)
     recognizer = recipe.build(start, task.classes, seed=seed).to(device).eval()
-    examples = Examples(values, positions(task.labels, task.classes), [e.subject for e in task.expressions])
     if recipe.embeds_once:
         examples = examples._replace(
-            values=features_of(recognizer, values, precision=recipe.inference_precision, advance=on_features),
+            values=features_of(
+                recognizer, examples.values, precision=recipe.inference_precision, advance=on_features
+            ),
             embedded=True,
         )
     recipe.fit(recognizer, examples, seed=seed, on_epoch=on_epoch)
