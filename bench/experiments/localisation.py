@@ -18,7 +18,7 @@ import functools
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,19 +28,16 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from micron_kernels import frame_difference, topk_mask
 from micron_model import MicronBERT, preset
 from micron_model.data import SyntheticClip, synthetic_clips
-from micron_model.data.clips.flow import flow_less_median, grey
 from micron_model.data.clips.images import read_whole_image
-from micron_model.data.clips.nuisances import LEVELS, disturb
-from micron_model.data.clips.stabilize import stabilized
+from micron_model.data.clips.in_memory import InMemoryClip
+from micron_model.data.clips.nuisances import LEVELS
 from micron_model.data.clips.synthetic import CLASSES, Face, cut_photograph
 from micron_model.demo import HELD_OUT_SUBJECTS, TRAINED_SUBJECTS
-from micron_model.evaluation import auroc
-from micron_model.models.vit import patchify
+from micron_model.evaluation.localisation import PLAIN, MovedPairs, interval, micro_attention
+from micron_model.models.config import MOVEMENT
 from micron_model.training import PretrainConfig, pretrain
-from micron_model.whole_file import whole_file
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent.parent / "tools"))
@@ -51,18 +48,15 @@ from real_clips import fetch  # noqa: E402
 SIZE, PATCH = 64, 8
 MODELS = Path("out/localisation")
 TRAINING = {"steps": 200, "batch_size": 16, "learning_rate": 1e-3, "warmup": 0.1}
-_MOVEMENT = {
-    "tied_start": True, "poi": "off", "aggregation": "off", "gamma": 0.0, "beta": 0.0, "movement": 1.0,
-    "embed_size": 16, "normalized_input": 9, "depth": 2, "decoder_depth": 2,
-}  # fmt: skip
+_MOVEMENT = MOVEMENT | {"flow_input": False}
 #: Settings of models beside the preset "tiny", and what they learn from; steps None: not trained.
 OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
     "untrained": ({"tied_start": True}, None),
     "swaps": ({"tied_start": True}, {"learning_rate": 3e-4}),
     "movement, untrained": (_MOVEMENT, None),
     "movement": (_MOVEMENT, {}),
-    "movement, flow, untrained": (_MOVEMENT | {"flow_input": True}, None),
-    "movement, flow": (_MOVEMENT | {"flow_input": True}, {}),
+    "movement, flow, untrained": (MOVEMENT, None),
+    "movement, flow": (MOVEMENT, {}),
 }
 #: Faces that no model here is trained on: file, number of the frame, and the face as scikit-image's cascade finds it.
 UNSEEN = {
@@ -121,114 +115,14 @@ def clips_of(faces: str) -> dict[str, list[SyntheticClip]]:
     }
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """Pairs of one level (B, 2, 3, S, S), uint8, as they are and laid over each other; whose; what moved (B, N)."""
-
-    as_they_are: np.ndarray
-    registered: np.ndarray
-    faces: list[str]
-    moved: np.ndarray
-    left: int
-    """How many could not be laid over each other."""
-
-    @classmethod
-    def make(cls, clips: dict[str, list[SyntheticClip]], level: str) -> Pairs:
-        rng = np.random.default_rng(list(LEVELS).index(level))
-        flat = [(face, clip) for face, of_face in clips.items() for clip in of_face]
-        pairs = np.stack([disturb(c.read([c.onset, c.apex], SIZE), level, rng) for _, c in flat])
-        laid = [stabilized(pair) for pair in pairs]
-        moved = np.stack([c.moved(c.onset, c.apex, SIZE, PATCH) for _, c in flat])
-        most = topk_mask(torch.from_numpy(moved).float(), 0.25)[0].numpy()
-        left = sum(failures[1] is not None for _, failures in laid)
-        return cls(pairs, np.stack([pair for pair, _ in laid]), [face for face, _ in flat], most, left)
-
-    def judged(self, values: np.ndarray) -> dict[str, float]:
-        """AUROC of maps (B, N), the mean over the pairs of each face."""
-        found = [auroc(v, most) for v, most in zip(values, self.moved, strict=True)]
-        return {
-            face: float(np.mean([a for a, f in zip(found, self.faces, strict=True) if f == face]))
-            for face in dict.fromkeys(self.faces)
-        }
-
-
-def _pooled(pixels: np.ndarray) -> np.ndarray:
-    grid = SIZE // PATCH
-    return pixels.reshape(grid, PATCH, grid, PATCH).mean((1, 3)).ravel()
-
-
-def difference(pairs: np.ndarray) -> np.ndarray:
-    onset, apex = torch.from_numpy(pairs).unbind(1)
-    return frame_difference(apex, onset, PATCH).numpy()
-
-
-def patch_normalized_difference(pairs: np.ndarray) -> np.ndarray:
-    """Mean absolute difference of patches, each less its mean and over its deviation."""
-
-    def normalized(frames: torch.Tensor) -> torch.Tensor:
-        variance, mean = torch.var_mean(patchify(frames.double(), PATCH), 2, keepdim=True)
-        return (patchify(frames.double(), PATCH) - mean) / variance.sqrt().clamp(min=1e-3)
-
-    onset, apex = torch.from_numpy(pairs).unbind(1)
-    return (normalized(apex) - normalized(onset)).abs().mean(2).numpy()
-
-
-def farneback(pairs: np.ndarray) -> np.ndarray:
-    """Mean length of Farnebäck's flow less its median."""
-    return np.stack([_pooled(np.linalg.norm(flow_less_median(*pair), axis=0)) for pair in pairs])
-
-
-def dis(pairs: np.ndarray) -> np.ndarray:
-    """The same of DIS (Kroeger et al., ECCV 2016)."""
-    method = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    maps = []
-    for onset, apex in pairs:
-        flow = method.calc(grey(onset), grey(apex), None)
-        maps.append(_pooled(np.linalg.norm(flow - np.median(flow, (0, 1)), axis=2)))
-    return np.stack(maps)
-
-
-PLAIN: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "difference": difference,
-    "patch-normalised difference": patch_normalized_difference,
-    "Farnebäck flow": farneback,
-    "DIS flow": dis,
-}
-
-
-@torch.no_grad()
-def micro_attention(model: MicronBERT, pairs: np.ndarray) -> np.ndarray:
-    onset, apex = torch.from_numpy(pairs).unbind(1)
-    return model.movement_map(*model.encode_pair(onset, apex)).numpy()
-
-
 @torch.no_grad()
 def patch_of_interest(model: MicronBERT, pairs: np.ndarray) -> np.ndarray:
     return model.encode(torch.from_numpy(pairs[:, 1])).scores.numpy()
 
 
-class Made:
-    """A clip whose frames are made once."""
-
-    def __init__(self, clip: SyntheticClip, frames: np.ndarray):
-        self.name, self.fps, self.frames = clip.name, clip.fps, frames
-
-    def __len__(self) -> int:
-        return len(self.frames)
-
-    def read(self, indices: Sequence[int], size: int) -> np.ndarray:
-        return self.frames[list(indices)]
-
-
 @functools.cache
-def trained_clips() -> list[Made]:
-    clips, path = synthetic_clips(TRAINED_SUBJECTS), MODELS / "frames.npy"
-    if not path.is_file():
-        MODELS.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as file:
-            np.save(file, np.stack([clip.read(range(len(clip)), SIZE) for clip in clips]))
-    frames = np.load(path, mmap_mode="r")
-    return [Made(clip, of_clip) for clip, of_clip in zip(clips, frames, strict=True)]
+def trained_clips() -> list[InMemoryClip]:
+    return [InMemoryClip(clip, SIZE) for clip in synthetic_clips(TRAINED_SUBJECTS)]
 
 
 def model_of(option: str, seed: int) -> MicronBERT:
@@ -255,11 +149,11 @@ def measure(options: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
     for faces in ("unseen faces", "trained photographs"):
         clips = clips_of(faces)
         for level in LEVELS:
-            pairs = Pairs.make(clips, level)
+            pairs = MovedPairs.make(clips, level, SIZE, PATCH)
             row: dict[str, list[dict[str, float]]] = {}
             for how, frames in (("as it is", pairs.as_they_are), ("registered", pairs.registered)):
                 for name, method in PLAIN.items():
-                    row[f"{name}, {how}"] = [pairs.judged(method(frames))]
+                    row[f"{name}, {how}"] = [pairs.judged(method(frames, PATCH))]
                 for (option, _), model in models.items():
                     row.setdefault(f"{option}, {how}", []).append(
                         pairs.judged(micro_attention(model, frames))
@@ -274,13 +168,6 @@ def measure(options: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
                 f"{faces}, {level}: {pairs.left} of {len(pairs.faces)} pairs were not laid over", flush=True
             )
     return results
-
-
-def interval(values: list[dict[str, float]]) -> tuple[float, float, float]:
-    """Mean over seeds and faces, and its 95 % interval of a bootstrap over faces."""
-    of_faces = np.mean([list(v.values()) for v in values], 0)
-    draws = np.random.default_rng(0).choice(of_faces, (4000, len(of_faces))).mean(1)
-    return float(of_faces.mean()), *np.quantile(draws, (0.025, 0.975)).tolist()
 
 
 def rounded(values: Any) -> Any:

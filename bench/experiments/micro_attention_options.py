@@ -16,18 +16,20 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
+from torch import Tensor
 
 from micron_kernels import blockwise_mask, swap_patches
 from micron_model import MicronBERT, preset
-from micron_model.data import SyntheticClip, synthetic_clips
-from micron_model.demo import HELD_OUT_SUBJECTS, TRAINED_SUBJECTS, HeldOut
+from micron_model.data import synthetic_clips
+from micron_model.data.clips.in_memory import InMemoryClip
+from micron_model.demo import HELD_OUT_SUBJECTS, TRAINED_SUBJECTS
 from micron_model.evaluation import swap_auroc
 from micron_model.training import PretrainConfig, pretrain
 from micron_model.training.log import read_log
@@ -52,23 +54,26 @@ OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-class InMemory:
-    """A clip whose frames are made once: every run draws from the same."""
+@dataclass(frozen=True)
+class HeldOut:
+    """Onset–apex pairs of subjects that are not trained on, with their truth."""
 
-    def __init__(self, clip: SyntheticClip, size: int):
-        self.name, self.fps = clip.name, clip.fps
-        self.frames = clip.read(range(len(clip)), size)
+    onset: Tensor
+    apex: Tensor
+    moved: Tensor
+    """How far each patch moved (B, N), in pixels."""
 
-    def __len__(self) -> int:
-        return len(self.frames)
-
-    def read(self, indices: Sequence[int], size: int) -> np.ndarray:
-        return self.frames[list(indices)]
+    @classmethod
+    def make(cls, size: int, patch_size: int) -> HeldOut:
+        clips = synthetic_clips(HELD_OUT_SUBJECTS)
+        pairs = torch.from_numpy(np.stack([c.read([c.onset, c.apex], size) for c in clips]))
+        moved = np.stack([c.moved(c.onset, c.apex, size, patch_size) for c in clips])
+        return cls(pairs[:, 0], pairs[:, 1], torch.from_numpy(moved))
 
 
 @functools.cache
-def trained_clips(size: int) -> list[InMemory]:
-    return [InMemory(clip, size) for clip in synthetic_clips(TRAINED_SUBJECTS)]
+def trained_clips(size: int) -> list[InMemoryClip]:
+    return [InMemoryClip(clip, size) for clip in synthetic_clips(TRAINED_SUBJECTS)]
 
 
 @torch.no_grad()
@@ -77,7 +82,7 @@ def reconstruction_over_copying(model: MicronBERT, held_out: HeldOut, seed: int 
     patch_size = model.config.patch_size
     grid = held_out.onset.shape[2] // patch_size
     generator = torch.Generator().manual_seed(seed)
-    swap = blockwise_mask(len(held_out.clips), (grid, grid), model.config.swap_ratio, generator)
+    swap = blockwise_mask(len(held_out.onset), (grid, grid), model.config.swap_ratio, generator)
     device = model.mean.device
     pairs = {"frames": held_out.onset.to(device), "later": held_out.apex.to(device), "swap": swap.to(device)}
     reconstruction = model(pairs, generator)["reconstruction"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass
@@ -173,3 +173,11 @@ def preset(name: Literal["tiny", "base"], **overrides) -> MicronBERTConfig:
     if name not in presets:
         raise ValueError(f"preset {name!r} is not one of {', '.join(presets)}")
     return MicronBERTConfig(**(presets[name] | overrides))
+
+
+#: What measured best for a map of where a face moved (bench/experiments/localisation.md), beside a preset: learns from
+#: known movement alone, needs no decoder, and sees optical flow.
+MOVEMENT: dict[str, Any] = {
+    "tied_start": True, "poi": "off", "aggregation": "off", "gamma": 0.0, "beta": 0.0, "movement": 1.0,
+    "embed_size": 16, "normalized_input": 9, "depth": 2, "decoder_depth": 2, "flow_input": True,
+}  # fmt: skip
