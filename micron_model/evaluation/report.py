@@ -29,13 +29,6 @@ _THIS_RUN = "this run"
 _STYLE = """
 .banner { background: #b00020; color: white; padding: 0.7rem 1rem; margin: 1rem 0; }
 .banner p { margin: 0.2rem 0; font-weight: 600; }
-table.grid { margin: 0.6rem 0; font-variant-numeric: tabular-nums; }
-table.grid th, table.grid td { padding: 0.25rem 0.8rem; border-bottom: 1px solid #e4e4e4; vertical-align: top; }
-table.grid th, table.grid td { text-align: right; white-space: nowrap; }
-table.grid th:first-child, table.grid td:first-child { text-align: left; padding-left: 0; white-space: normal; }
-table.grid tr.first td { font-weight: 600; } table.grid tr.published td { color: #777; }
-table.grid small { display: block; max-width: 24rem; color: #777; font-weight: normal; }
-.scroll { overflow-x: auto; }
 """
 
 
@@ -122,7 +115,7 @@ def write_report(
         ),
         *_feature_section(drawn),
         *[(p.title, _picture(p)) for p in pictures],
-        ("Subjects", _grid(_subject_rows(predictions, ()))),
+        ("Subjects", html_page.grid(_subject_rows(predictions, ()))),
         (
             "Settings",
             html_page.table([("epoch chosen", ", ".join(scores.selections)), *_flat(settings), *_versions()]),
@@ -159,22 +152,6 @@ def _banner(stamps: Sequence[str]) -> str:
     return f'<div class="banner">{lines}</div>' if stamps else ""
 
 
-def _grid(rows: Sequence[Sequence[Any]], kinds: Sequence[str] = ()) -> str:
-    """The first row is the header. A pair is a value and what is written small below it."""
-
-    def cell(tag: str, value: Any) -> str:
-        text, small = value if isinstance(value, tuple) else (value, "")
-        below = f"<small>{in_page(small)}</small>" if small else ""
-        return f"<{tag}>{in_page(text)}{below}</{tag}>"
-
-    head = "".join(cell("th", value) for value in rows[0])
-    body = "".join(
-        f'<tr class="{kinds[i] if kinds else ""}">{"".join(cell("td", value) for value in row)}</tr>'
-        for i, row in enumerate(rows[1:])
-    )
-    return f'<div class="scroll"><table class="grid"><tr>{head}</tr>{body}</table></div>'
-
-
 def _measured(measure: Measure) -> tuple[str, str]:
     return str(measure), measure.interval_text
 
@@ -193,7 +170,7 @@ def _score_table(runs: Mapping[str, Score], published: Sequence[Published]) -> s
         small = f"{AS_PUBLISHED}{'; ' * bool(row.note)}{row.note}"
         rows.append([(row.method, small), f"{row.uf1:.3f}", f"{row.uar:.3f}", "", "", "", ""])
         kinds.append("published")
-    return _grid(rows, kinds)
+    return html_page.grid(rows, kinds)
 
 
 def _score_note(scores: Score) -> str:
@@ -218,7 +195,7 @@ def _part_table(runs: Mapping[str, Score], trained: str) -> str:
             rows.append([(dataset, name), *measures, part.clips, part.subjects, ", ".join(part.absent)])
             kinds.append("first" if name == _THIS_RUN else "")
     note = in_page(f"{trained} A class that has no clip in a dataset is not counted there.".strip())
-    return _grid(rows, kinds) + f'<p class="note">{note}</p>'
+    return html_page.grid(rows, kinds) + f'<p class="note">{note}</p>'
 
 
 def _class_table(scores: Score) -> str:
@@ -232,7 +209,7 @@ def _class_table(scores: Score) -> str:
             for value in (full.class_f1[name], full.class_recall[name])
         )
         rows.append([name, *(part.counts[name] for part in scores.shown), *measures])
-    return _grid(rows)
+    return html_page.grid(rows)
 
 
 def _confusions(picture: bytes, scores: Score) -> str:
