@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ def change_maps(model: MicronBERT, onset: Tensor, apex: Tensor) -> dict[str, Ten
 
     ``difference``: mean absolute difference of grey levels, in [0, 1]. ``micro_attention``: that of
     :meth:`MicronBERT.movement_map`, high where the frames differ.
-    ``poi``: Patch-of-Interest scores of the apex times the number of patches; 1 is average.
+    ``poi``: Patch-of-Interest scores of the apex times the number of patches, 1 is average; not of a model without.
     """
     was_training = model.training
     model.eval()
@@ -41,8 +41,9 @@ def change_maps(model: MicronBERT, onset: Tensor, apex: Tensor) -> dict[str, Ten
     maps = {
         "difference": frame_difference(apex, onset, size),
         "micro_attention": change,
-        "poi": after.scores * after.scores.shape[1],
     }
+    if model.config.poi != "off":
+        maps["poi"] = after.scores * after.scores.shape[1]
     grid = (onset.shape[2] // size, onset.shape[3] // size)
     return {name: x.unflatten(1, grid).cpu() for name, x in maps.items()}
 
@@ -78,11 +79,30 @@ def _amplified_difference(onset: Tensor, apex: Tensor, gain: float) -> np.ndarra
     return (0.5 + gain * difference / 255).clamp(0, 1).permute(1, 2, 0).numpy()
 
 
-def _overlay(axes: Axes, frame: Tensor, values: np.ndarray, opacity: float = 0.6) -> None:
-    """``values`` (rows, columns), stretched to its own range, in colour over the frame in grey."""
-    grey = to_image(frame).mean(2)
+class Overlay(NamedTuple):
+    """A map over the frame that it is of."""
+
+    frame: Tensor
+    """(3, H, W)."""
+    values: Tensor
+    """(rows, columns)."""
+    limits: tuple[float, float] | None = None
+    """Lowest and highest value of the colours, which are written below it; its own if not given."""
+
+
+def above_zero(values: Tensor) -> tuple[float, float] | None:
+    """Limits of the colours of maps of change: from nothing to the highest, or their own if nothing is above 0.
+
+    Below 0 a patch looks more like itself than if nothing had changed.
+    """
+    highest = float(values.max())
+    return (0.0, highest) if highest > 0 else None
+
+
+def _overlay(axes: Axes, overlay: Overlay, opacity: float = 0.6) -> None:
+    grey, values = to_image(overlay.frame).mean(2), overlay.values.cpu().numpy()
     height, width = grey.shape
-    low, high = float(values.min()), float(values.max())
+    low, high = overlay.limits or (float(values.min()), float(values.max()))
     stretched = (values - low) / (high - low) if high > low else np.zeros_like(values)
     axes.imshow(grey, cmap="gray", vmin=0, vmax=1, extent=(0, width, height, 0))
     axes.imshow(
@@ -92,91 +112,74 @@ def _overlay(axes: Axes, frame: Tensor, values: np.ndarray, opacity: float = 0.6
     axes.set_xlabel(f"{low:.2f} to {high:.2f}", fontsize=7, labelpad=2)
 
 
-def figure_of_pairs(
-    onset: Tensor,
-    apex: Tensor,
-    maps: dict[str, Tensor],
+def figure_of_cells(
+    cells: Sequence[Sequence[Tensor | np.ndarray | Overlay]],
     *,
+    titles: Sequence[str] = (),
     labels: Sequence[str] = (),
-    truth: Tensor | None = None,
-    gain: float = 4.0,
+    scale: str = "of each map's own range",
 ) -> Figure:
-    """Rows of onset | apex | amplified difference | micro-attention | Patch of Interest (| true motion).
+    """Rows of frames (3, H, W), images (H, W, 3) and maps over frames, with a title a column and a label a row.
+
+    ``scale`` says what the highest and the lowest colour are of, where there are maps.
+    """
+    count, columns = len(cells), len(cells[0])
+    maps = any(isinstance(cell, Overlay) for row in cells for cell in row)
+    figure = Figure(
+        figsize=(1.75 * columns + (0.8 if maps else 0.3), (1.85 if maps else 1.75) * count + 0.4),
+        layout="constrained",
+    )
+    grid: Any = figure.subplots(count, columns, squeeze=False)
+    for row, of_row in enumerate(cells):
+        for column, (axes, cell) in enumerate(zip(grid[row], of_row, strict=True)):
+            if isinstance(cell, Overlay):
+                _overlay(axes, cell)
+            else:
+                axes.imshow(to_image(cell) if isinstance(cell, Tensor) else cell)
+            _bare(axes, titles[column] if row == 0 and column < len(titles) else "")
+        if row < len(labels):
+            grid[row, 0].set_ylabel(in_figure(labels[row]), fontsize=8)
+    if maps:
+        bar = figure.colorbar(ScalarMappable(cmap=MAP_COLOURS), ax=grid, fraction=0.02, pad=0.01)
+        bar.set_ticks([0, 1], labels=["lowest", "highest"])
+        bar.set_label(scale, fontsize=8)
+    return figure
+
+
+def figure_of_pairs(
+    onset: Tensor, apex: Tensor, maps: dict[str, Tensor], *, labels: Sequence[str] = (), gain: float = 4.0
+) -> Figure:
+    """Rows of onset | apex | amplified difference | micro-attention | Patch of Interest, where the model has one.
 
     Args:
         onset, apex: (B, 3, H, W), uint8.
         maps: what :func:`change_maps` gave for them.
         labels: one a row.
-        truth: (B, rows, columns), true motion in pixels, where it is known.
         gain: factor of the difference, shown around mid-grey.
     """
-    columns = ["onset", "apex", f"difference ×{gain:g}", "micro-attention", "Patch of Interest"]
-    overlays = [maps["micro_attention"], maps["poi"]]
-    if truth is not None:
-        columns.append("true motion (px)")
-        overlays.append(truth)
-    count = onset.shape[0]
-    figure = Figure(figsize=(1.75 * len(columns) + 0.8, 1.95 * count + 0.4), layout="constrained")
-    grid: Any = figure.subplots(count, len(columns), squeeze=False)
-    for row in range(count):
-        images = [
-            to_image(onset[row]),
-            to_image(apex[row]),
-            _amplified_difference(onset[row], apex[row], gain),
+    overlays = {"micro_attention": "micro-attention", "poi": "Patch of Interest"}
+    shown = [name for name in overlays if name in maps]
+    cells: list[list[Tensor | np.ndarray | Overlay]] = [
+        [
+            onset[i],
+            apex[i],
+            _amplified_difference(onset[i], apex[i], gain),
+            *(
+                Overlay(
+                    apex[i], maps[name][i], above_zero(maps[name][i]) if name == "micro_attention" else None
+                )
+                for name in shown
+            ),
         ]
-        for axes, image in zip(grid[row], images, strict=False):
-            axes.imshow(image)
-        for axes, values in zip(grid[row, 3:], overlays, strict=True):
-            _overlay(axes, apex[row], values[row].numpy())
-        for column, axes in enumerate(grid[row]):
-            _bare(axes, columns[column] if row == 0 else "")
-        if row < len(labels):
-            grid[row, 0].set_ylabel(in_figure(labels[row]), fontsize=8)
-    bar = figure.colorbar(ScalarMappable(cmap=MAP_COLOURS), ax=grid, fraction=0.02, pad=0.01)
-    bar.set_ticks([0, 1], labels=["lowest", "highest"])
-    bar.set_label("of each map's own range", fontsize=8)
-    return figure
+        for i in range(len(onset))
+    ]
+    titles = ["onset", "apex", f"difference ×{gain:g}", *(overlays[name] for name in shown)]
+    return figure_of_cells(cells, titles=titles, labels=labels)
 
 
 def figure_of_images(clips: Tensor, *, titles: Sequence[str], labels: Sequence[str]) -> Figure:
     """A row of images a clip (B, T, 3, H, W), uint8, with a title a column and a label a row."""
-    count, columns = clips.shape[:2]
-    figure = Figure(figsize=(1.75 * columns + 0.3, 1.8 * count + 0.3), layout="constrained")
-    grid: Any = figure.subplots(count, columns, squeeze=False)
-    for row in range(count):
-        for column, axes in enumerate(grid[row]):
-            axes.imshow(to_image(clips[row, column]))
-            _bare(axes, titles[column] if row == 0 else "")
-        if row < len(labels):
-            grid[row, 0].set_ylabel(labels[row], fontsize=8)
-    return figure
-
-
-def figure_of_reconstructions(
-    model: MicronBERT, frames: Tensor, later: Tensor, result: dict[str, Tensor]
-) -> Figure:
-    """Rows of frame t | frame t+δ | t with patches of t+δ in it | which patches | restored.
-
-    Args:
-        frames, later: (B, 3, H, W), uint8.
-        result: what the model's ``forward`` gave for them.
-    """
-    columns = ["frame t", "frame t+δ", "t with patches of t+δ", "swapped patches", "restored t"]
-    size = model.config.patch_size
-    grid_shape = (frames.shape[2] // size, frames.shape[3] // size)
-    swapped = model.denormalize(result["swapped"])
-    restored = model.denormalize(model.unpatchify(result["reconstruction"].float(), *grid_shape))
-    count = frames.shape[0]
-    figure = Figure(figsize=(1.75 * len(columns), 1.8 * count + 0.3), layout="constrained")
-    grid: Any = figure.subplots(count, len(columns), squeeze=False)
-    for row in range(count):
-        mask = result["swap"][row].unflatten(0, grid_shape).float().cpu().numpy()
-        for column, image in ((0, frames[row]), (1, later[row]), (2, swapped[row]), (4, restored[row])):
-            grid[row, column].imshow(to_image(image))
-        grid[row, 3].imshow(mask, cmap=MAP_COLOURS, vmin=0, vmax=1, interpolation="nearest")
-        for column, axes in enumerate(grid[row]):
-            _bare(axes, columns[column] if row == 0 else "")
-    return figure
+    return figure_of_cells([list(clip) for clip in clips], titles=titles, labels=labels)
 
 
 def figure_of_losses(log: Sequence[dict[str, Any]]) -> Figure:
@@ -188,33 +191,41 @@ def figure_of_losses(log: Sequence[dict[str, Any]]) -> Figure:
         "loss": "total",
         "loss_reconstruction": "reconstruction $L_r$",
         "loss_aggregation": "aggregation $L_{agg}$",
+        "loss_movement": "movement",
     }
-    for (name, label), colour in zip(names.items(), LINE_COLOURS, strict=False):
-        axes.plot([e["step"] for e in steps], [e[name] for e in steps], label=label, color=colour, lw=1.2)
+    parts = [name for name in names if any(entry[name] for entry in steps)]
+    if len(parts) == 2:  # the total is the other
+        parts = parts[1:]
+    for name, colour in zip(parts, LINE_COLOURS, strict=False):
+        axes.plot(
+            [e["step"] for e in steps], [e[name] for e in steps], label=names[name], color=colour, lw=1.2
+        )
     axes.set_yscale("log")
     axes.set_xlabel("step")
-    axes.set_ylabel("loss (normalised pixels², log scale)")
+    axes.set_ylabel("loss (log scale)")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     return figure
 
 
-def figure_of_auroc(log: Sequence[dict[str, Any]]) -> Figure:
-    """The AUROC of micro-attention against the swap masks over a run."""
-    entries = [entry for entry in log if "auroc_all" in entry]
+def figure_of_auroc(log: Sequence[dict[str, Any]], plain: Mapping[str, float]) -> Figure:
+    """AUROC of a model's maps over a run, a curve a level of nuisances.
+
+    Args:
+        log: of the run; what it says of a level is called ``auroc_<level>``.
+        plain: the AUROC of the best plain means at each level, drawn dashed.
+    """
     figure = Figure(figsize=(6.4, 3.4), layout="constrained")
     axes = figure.subplots()
-    for name, label, colour in (
-        ("auroc_moved", "the quarter of patches that moved most", LINE_COLOURS[0]),
-        ("auroc_all", "all patches", LINE_COLOURS[1]),
-    ):
+    for (level, best), colour in zip(plain.items(), LINE_COLOURS, strict=False):
+        entries = [entry for entry in log if f"auroc_{level}" in entry]
         axes.plot(
-            [e["step"] for e in entries], [e[name] for e in entries], "o-", ms=4, label=label, color=colour
-        )
-    axes.axhline(0.5, color="0.5", lw=1, ls="--", label="chance")
-    axes.set_ylim(0.45, 1.0)
+            [e["step"] for e in entries], [e[f"auroc_{level}"] for e in entries], "o-", ms=4, color=colour, label=level
+        )  # fmt: skip
+        axes.axhline(best, color=colour, lw=1, ls="--")
+    axes.plot([], [], color="0.3", lw=1, ls="--", label="best plain means")
     axes.set_xlabel("step")
-    axes.set_ylabel("AUROC within a position")
+    axes.set_ylabel("AUROC of the map")
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False, loc="lower right", fontsize=8)
     return figure

@@ -295,10 +295,13 @@ def _train(
                 if "loss" in values:
                     if ranks.is_first:
                         problems.say(collapse.watch(values["contextual_variance"], config.batch_size))
-                    losses = f"L {values['loss']:.4f}  L_r {values['loss_reconstruction']:.4f}"
-                    losses += f"  L_agg {values['loss_aggregation']:.4f}"
-                    if run.model.config.movement:
-                        losses += f"  L_move {values['loss_movement']:.4f}"
+                    weights, losses = run.model.config, f"L {values['loss']:.4f}"
+                    for name, part, weight in (
+                        ("L_r", "reconstruction", weights.gamma),
+                        ("L_agg", "aggregation", weights.beta),
+                        ("L_move", "movement", weights.movement),
+                    ):
+                        losses += f"  {name} {values[f'loss_{part}']:.4f}" if weight else ""
                     progress.update(task, losses=losses)
                 evaluate_now()
                 rate = (run.step - first) / (time.perf_counter() - began)

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import skimage.io
 import torch
+from rich.console import Console
 
 from micron_model import MicronBERT, preset, visualize
 from micron_model.cli import main
 from micron_model.data import SyntheticClip, synthetic_clips
-from micron_model.demo import DemoConfig, run_demo
+from micron_model.demo import LEVELS, DemoConfig, in_words, run_demo
+from micron_model.models.config import MOVEMENT
 from micron_model.training import PretrainConfig
 from micron_model.visualize import change_maps
 from writers import read_png, write_images, write_video
@@ -116,29 +118,48 @@ def test_heatmap_says_that_no_face_was_found_and_that_the_apex_is_left(model_fol
     assert "35% must" in " ".join(said.split())
 
 
-def test_demo_writes_everything_it_names(tmp_path):
+def test_demo_writes_everything_it_names(tmp_path, monkeypatch):
+    monkeypatch.setattr("micron_model.demo.TRAINED_SUBJECTS", range(2))
+    monkeypatch.setattr("micron_model.demo.HELD_OUT_SUBJECTS", range(1000, 1002))
+    small = {"image_size": 32, "width": 32, "decoder_width": 32, "depth": 1, "decoder_depth": 1}
     config = DemoConfig(
-        model=preset(
-            "tiny", image_size=32, width=32, decoder_width=32, depth=1, decoder_depth=1, tied_start=True
-        ),
-        training=PretrainConfig(steps=4, batch_size=4, evaluate_every=2),
+        model=preset("tiny", **(MOVEMENT | small)),
+        training=PretrainConfig(steps=2, batch_size=4, evaluate_every=1),
     )
-    from rich.console import Console
-
     results = run_demo(config, tmp_path, Console(quiet=True))
     again = run_demo(config, tmp_path, Console(quiet=True))  # replaces the first
-    assert again["auroc_moved_last"] == results["auroc_moved_last"]
-    assert (
-        json.loads((tmp_path / "results.json").read_text())["auroc_moved_last"] == again["auroc_moved_last"]
-    )
+    assert again["auroc"] == results["auroc"]
+    assert json.loads((tmp_path / "results.json").read_text())["auroc"] == results["auroc"]
     page = (tmp_path / "report.html").read_text()
-    for name in ("maps", "auroc", "reconstructions", "losses"):
+    for name in ("film", "maps", "auroc", "losses"):
         assert read_png(tmp_path / f"{name}.png").std() > 5
     assert page.count("data:image/png;base64,") == 4
     assert not re.search(r'(src|href)="(?!data:)', page)
-    assert f"{results['auroc_moved_last']:.3f}" in page
-    assert "tied_start=True" in page
+    for of_level in results["auroc"].values():
+        assert set(of_level) == {"none", "light", "head", "all"}
+        assert all(f"{found['mean']:.3f}" in page for found in of_level.values())
+    assert "movement=1.0" in page
     assert MicronBERT.from_pretrained(tmp_path / "model").config == config.model
+
+
+def test_demo_says_where_plain_means_are_ahead():
+    def measured(trained, flow):
+        values = {"micro-attention untrained, head held": 0.6, "difference": 0.7, "Farnebäck flow": flow,
+                  "micro-attention trained, head held": trained}  # fmt: skip
+        noise = np.random.default_rng(0).normal(0, 0.01, (2, 12))
+        return {
+            name: {
+                level: {str(i): value + noise[int(name.endswith("flow")), i] for i in range(12)}
+                for level in LEVELS
+            }
+            for name, value in values.items()
+        }
+
+    assert in_words(measured(0.95, 0.85)).startswith("Ahead of the best plain means where")
+    assert "light (0.9" in in_words(measured(0.95, 0.85))
+    assert in_words(measured(0.85, 0.95)).startswith("Behind them")
+    assert "; Farnebäck flow 0.9" in in_words(measured(0.85, 0.95))
+    assert in_words(measured(0.9, 0.9)).startswith("Level with them")
 
 
 @pytest.mark.parametrize(
@@ -188,6 +209,7 @@ def test_maps_show_the_change_and_nothing_where_there_is_none(small):
     assert {name: tuple(x.shape) for name, x in maps.items()} == dict.fromkeys(
         ("difference", "micro_attention", "poi"), (1, 4, 4)
     )
+    assert set(visualize.change_maps(small(poi="off"), onset, apex)) == {"difference", "micro_attention"}
     same = visualize.change_maps(model, onset, onset)
     assert (same["difference"] == 0).all()
     # The two halves of a batch may be summed in other orders.
