@@ -21,6 +21,7 @@ from ..data.clips.inputs import ClipInput
 from ..data.databases.expressions import Expression
 from ..data.databases.prepared import FaceConfig
 from ..evaluation.evaluator import EvaluateConfig, entrants, evaluate
+from ..evaluation.history import figure_of_histories, read_histories, write_history
 from ..evaluation.macro import with_macro
 from ..evaluation.metrics import score
 from ..evaluation.outputs import write_outputs
@@ -32,7 +33,6 @@ from ..plain_text import cell_of_terminal, say
 from ..prediction import NOT_A_VERDICT, Candidate, figure_of_candidates, figure_of_curve, predict
 from ..progress import ProgressBar
 from ..recognizers.base import BUILT_IN, Recipe, Recognizer, recipe_class
-from ..recognizers.fitting import Fitting
 from ..resumable import claimed
 from ..spotting import SpotConfig
 from ..training.problems import report_problems
@@ -239,9 +239,7 @@ class Finetune(Generic[_Recipe]):
         with ProgressBar(console=console) as progress:
             if self.recipe.embeds_once:
                 features = progress.add_task("features", total=len(task.expressions))
-            shown = progress.add_task(
-                "epochs", total=self.recipe.epochs if isinstance(self.recipe, Fitting) else None
-            )
+            shown = progress.add_task("epochs", total=getattr(self.recipe, "epochs", None))
             recognizer = finetune(
                 task, self.recipe, start, seed=self.seed, device=_devices(self.device)[0],
                 on_epoch=lambda epoch: progress.update(shown, completed=epoch),
@@ -249,6 +247,9 @@ class Finetune(Generic[_Recipe]):
             )  # fmt: skip
         try:
             recognizer.save_pretrained(self.out)
+            if recognizer.history:
+                write_history(self.out / "epochs.csv", recognizer.history)
+                save_figure(figure_of_histories(read_histories(self.out)), self.out / "epochs.png")
         except RuntimeError as error:
             kept = Path(tempfile.mkdtemp(prefix="micron-recognizer-"))
             recognizer.save_pretrained(kept)

@@ -29,6 +29,7 @@ from ..whole_file import remove_partial, whole_file, write_whole
 from .baselines import majority_class
 from .config import EvaluateConfig as EvaluateConfig
 from .folds import MODEL, SHUFFLED, Job, Trained, Work, finished, path_of, slug, train_all
+from .history import write_history
 from .predictions import Prediction, Predictions, write_predictions
 from .task import Task, refuse_overlap
 
@@ -211,8 +212,10 @@ def _evaluate(
         mine = jobs[part[0] - 1 :: part[1]]
         remaining = [job for job in mine if job not in rows]
         shown = progress.add_task("folds", total=len(mine), completed=len(mine) - len(remaining))
-        for job, predicted in train_all(work, remaining, devices, workers):
-            path = path_of(out, job, task)
+        for job, predicted, history in train_all(work, remaining, devices, workers):
+            if history:
+                write_history(path_of(out, job, task, "epochs"), history)
+            path = path_of(out, job, task)  # written last: it says that the fold is done
             path.parent.mkdir(parents=True, exist_ok=True)
             write_predictions(path, Predictions(task.classes, tuple(predicted)))
             rows[job] = predicted

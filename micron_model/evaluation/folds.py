@@ -22,6 +22,7 @@ from ..recognizers.fitting import logits_of
 from ..signals import end_with_parent
 from .baselines import shuffled_labels
 from .config import EvaluateConfig
+from .history import History
 from .metrics import confusion_matrix, uf1
 from .predictions import Prediction, read_predictions
 from .protocols import check_fold, inner_split
@@ -82,8 +83,8 @@ class _BestEpoch:
             self.best, self.logits = score, self.predict(self.test)
 
 
-def train_fold(work: Work, job: Job) -> list[Prediction]:
-    """Train one fold and predict its test side."""
+def train_fold(work: Work, job: Job) -> tuple[list[Prediction], History]:
+    """Train one fold and predict its test side: the predictions, and what the training measured."""
     task, config = work.task, work.config
     recipe, start, examples = work.trained[job.kind]
     fold = task.folds[job.fold]
@@ -116,7 +117,7 @@ def train_fold(work: Work, job: Job) -> list[Prediction]:
     )
     logits = predict(test) if best is None or best.logits is None else best.logits
     rows = zip(test, logits.tolist(), logits.argmax(1).tolist(), strict=True)
-    return [
+    predictions = [
         Prediction(
             e.dataset, e.subject, e.name, task.labels[i], task.classes[predicted], tuple(values), fold.name,
             job.seed, config.stamp,
@@ -124,6 +125,7 @@ def train_fold(work: Work, job: Job) -> list[Prediction]:
         for i, values, predicted in rows
         for e in [task.expressions[i]]
     ]  # fmt: skip
+    return predictions, recognizer.history
 
 
 _work: Work
@@ -138,17 +140,17 @@ def _start_worker(work: Work, devices: torch.multiprocessing.SimpleQueue, chosen
     _work = replace(work, device=devices.get())
 
 
-def _train_in_worker(job: Job) -> tuple[Job, list[Prediction]]:
-    return job, train_fold(_work, job)
+def _train_in_worker(job: Job) -> tuple[Job, list[Prediction], History]:
+    return job, *train_fold(_work, job)
 
 
 def train_all(
     work: Work, jobs: Sequence[Job], devices: Sequence[str], workers: int
-) -> Iterator[tuple[Job, list[Prediction]]]:
+) -> Iterator[tuple[Job, list[Prediction], History]]:
     """Folds as they are finished; each process keeps to one device."""
     workers = min(workers, len(jobs))
     if workers <= 1:
-        yield from ((job, train_fold(work, job)) for job in jobs)
+        yield from ((job, *train_fold(work, job)) for job in jobs)
         return
     context = torch.multiprocessing.get_context("spawn")
     queue = context.SimpleQueue()
@@ -174,10 +176,10 @@ def slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "-", name)
 
 
-def path_of(out: Path, job: Job, task: Task) -> Path:
-    """The csv of a fold."""
+def path_of(out: Path, job: Job, task: Task, what: str = "folds") -> Path:
+    """The csv of a fold's predictions, or, among the "epochs", of what its training measured."""
     fold = task.folds[job.fold].name.replace("/", "-")
-    return out / "folds" / f"{slug(job.kind)}-{job.seed}" / f"{fold}.csv"
+    return out / what / f"{slug(job.kind)}-{job.seed}" / f"{fold}.csv"
 
 
 def finished(out: Path, job: Job, task: Task, config: EvaluateConfig) -> list[Prediction] | None:

@@ -12,6 +12,8 @@ import torch
 from .. import html_page
 from ..recognizers.base import Recipe, Start, name_of
 from .evaluator import EvaluateConfig, Evaluation, features_in
+from .folds import MODEL
+from .history import figure_of_histories, read_histories
 from .megc_log import write_megc_log
 from .predictions import LEAKY, Predictions
 from .protocols import training_of_parts
@@ -66,7 +68,7 @@ def write_outputs(
         },
         published=published,
         features=features,
-        pictures=_pictures(task, recipe, start, predictions),
+        pictures=[*_training(out), *_pictures(task, recipe, start, predictions)],
         stamps=[*task.stamps, *refuse_overlap(start.corpus, task.expressions, allow=True)],
         parts=training_of_parts(task.folds, task.expressions),
     )
@@ -74,6 +76,24 @@ def write_outputs(
         for seed in predictions.seeds:
             write_megc_log(out / "megc" / f"seed-{seed}.txt", predictions, seed)
     return path
+
+
+def _training(out: Path) -> list[Picture]:
+    """What the model's trainings measured from epoch to epoch, if they did."""
+    histories = [
+        h for folder in sorted((out / "epochs").glob(f"{MODEL}-[0-9]*")) for h in read_histories(folder)
+    ]
+    if not histories:
+        return []
+    caption = f"Mean over the {len(histories)} trainings, and where 80 % of them lie."
+    cosines = [h["gradient cosine"].mean() for h in histories if "gradient cosine" in h]
+    if cosines:
+        caption += (
+            " Where the cosine is below 0, the gradients of the auxiliary and the primary loss point against one "
+            f"another; on average over its epochs that was so in {sum(x < 0 for x in cosines)} of {len(cosines)} "
+            "trainings."
+        )
+    return [Picture("Training", caption, html_page.png(figure_of_histories(histories)))]
 
 
 def _truth_probabilities(task: Task, predictions: Predictions) -> np.ndarray:
