@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import importlib.util
 import os
@@ -74,8 +75,10 @@ def operators() -> Any:
     objects = [f"{source.parent.name}_{source.stem}.o" for source in sources]
     lines += [f"build {o}: compile {source}" for o, source in zip(objects, sources, strict=True)]
     lines.append(f"build emulated.so: link {' '.join(objects)}")
-    (build / "build.ninja").write_text("\n".join(lines) + "\n")
-    subprocess.run([_ninja(), "-C", str(build), "--quiet"], check=True)
+    with (build / "lock").open("w") as lock:  # of the processes that share out the tests, one builds
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (build / "build.ninja").write_text("\n".join(lines) + "\n")
+        subprocess.run([_ninja(), "-C", str(build), "--quiet"], check=True)
     torch.ops.load_library(build / "emulated.so")
     return CompiledOperators("micron_emulated")
 

@@ -107,13 +107,13 @@ def run(
 
 
 #: Results pooled before errors are compared. Where terms cancel, rounding errors have a heavy tail, and the
-#: largest of a handful is a matter of luck; the plain formula is therefore also given more draws than the
-#: tested implementation, to show its worst.
+#: largest of a handful is a matter of luck: where the budget does not suffice, the plain formula is given more
+#: draws than the tested implementation, up to so many times as many, to show its worst.
 POOLED = 4096
 PLAIN_DRAWS_PER_DRAW = 4
 #: GPU kernels on a CPU show their logic; a few draws do, and take a thousand times the time of a GPU.
 SLOW = ("triton", "emulated")
-SLOW_DRAWS = 4
+SLOW_DRAWS = 2
 
 
 def check(
@@ -127,12 +127,13 @@ def check(
     """Hold ``function(impl=impl)`` on inputs from ``make`` to the rounding budget against fp64."""
     tested_pool: dict[str, list[tuple[Tensor, Tensor]]] = {}
     plain_errors: dict[str, list[Tensor]] = {}
+    inputs = make()
+    slow = impl in SLOW and not any(x.is_cuda for x in inputs.values() if isinstance(x, Tensor))
+    with torch.no_grad():
+        outputs = _floating_outputs(function(**inputs, impl="reference"))
 
-    def draw(with_tested: bool) -> int:
-        inputs = make()
+    def draw(inputs: Inputs, with_tested: bool) -> int:
         promoted = {name: _promote(x) for name, x in inputs.items()}
-        with torch.no_grad():
-            outputs = _floating_outputs(function(**inputs, impl="reference"))
         gradients = [
             in_layout(torch.randn_like(x, memory_format=torch.contiguous_format), gradient_layout)
             for x in outputs
@@ -147,16 +148,26 @@ def check(
                 tested_pool.setdefault(name, []).append((result.flatten(), oracle[name].flatten()))
         return min(x.numel() for x in oracle.values())
 
-    drawn = draw(True)
+    drawn = draw(inputs, True)
     draws = 1 if drawn == 0 else min(32, -(-POOLED // drawn))
-    slow = impl in SLOW and not any(x.is_cuda for x in make().values() if isinstance(x, Tensor))
-    for _ in range((min(draws, SLOW_DRAWS) if slow else draws) - 1):
-        draw(True)
-    for _ in range(draws * (PLAIN_DRAWS_PER_DRAW - 1) if drawn else 0):
-        draw(False)
+    tested_draws = min(draws, SLOW_DRAWS) if slow else draws
+    for _ in range(tested_draws - 1):
+        draw(make(), True)
+    # The largest error of the plain formula only grows by its further draws, so that they are spared where it suffices.
+    spare = draws * PLAIN_DRAWS_PER_DRAW - tested_draws if drawn else 0
     for name, pool in tested_pool.items():
         tested, oracle = (torch.cat(column) for column in zip(*pool, strict=True))
-        assert_within_rounding(name, tested, oracle, plain_error=torch.cat(plain_errors[name]))
+        while True:
+            try:
+                assert_within_rounding(name, tested, oracle, plain_error=torch.cat(plain_errors[name]))
+                break
+            except AssertionError:
+                if spare <= 0 or not tested.isfinite().all():
+                    raise
+            more = min(spare, max(tested_draws, 8))
+            spare -= more
+            for _ in range(more):
+                draw(make(), False)
 
 
 def check_empty(function: Callable, inputs: Inputs, wrt: Sequence[str], impl: str) -> None:
