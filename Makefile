@@ -4,23 +4,30 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+DEMO   := $(VENV)/.installed-for-demo
 
 .PHONY: demo test docs fuzz lint format install clean bench wheel abi-check sanitize-cpu sanitize bench-gpu
 
 install: $(STAMP)
 
-# torch first and pinned: nothing that depends on it may then choose another build. Python files are compiled last, by
-# all processors; pip would do it by one.
+# torch first and pinned: nothing that depends on it may then choose another build. Of torch's ten thousand files a
+# process imports a tenth, and Python compiles those when it first does: --no-compile.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
-# A kernel that was changed, by a pull too, is built again: the Python of one version does not fit the kernels of another.
-$(STAMP): pyproject.toml setup.py tools/find_torch.py tools/find_cuda.py constraints.txt $(shell find csrc -type f)
+define INSTALL
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) pip setuptools ninja pybind11 torch numpy
-	$(PIP) --no-build-isolation -e ".[dev]"
-	-$(BIN)/python -m compileall -q -j 0 $(VENV)/lib
-	touch $(STAMP)
+	$(PIP) --no-build-isolation -e
+endef
+# A kernel that was changed, by a pull too, is built again: the Python of one version does not fit the kernels of another.
+$(STAMP) $(DEMO): pyproject.toml setup.py tools/find_torch.py tools/find_cuda.py constraints.txt $(shell find csrc -type f)
+$(STAMP):
+	$(INSTALL) ".[dev]"
+	touch $(DEMO) $(STAMP)
+$(DEMO):
+	$(INSTALL) .
+	touch $(DEMO)
 
-demo: $(STAMP)
+demo: $(DEMO)
 	$(BIN)/micron demo --out out/demo
 
 # Two processes of a thread each; a file stays in one, for the fixtures that its tests share.

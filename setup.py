@@ -39,6 +39,10 @@ from find_torch import CannotBuild, Torch, find_torch  # noqa: E402
 TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"  # the stable ABI of torch 2.11
 CXXFLAGS = shlex.split("-std=c++17 -O3 -fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno -Wall")
 NVCCFLAGS = ["-O3", "-std=c++17", "-DUSE_CUDA", TARGET, "-Xcompiler", "-fPIC,-fvisibility=hidden"]
+NVCCFLAGS += [
+    "-Xptxas",
+    "-v",
+]  # what each kernel takes, into a log beside its object: tools/sass_report.py reads it
 AVX512 = (
     "-march=x86-64-v4 -mprefer-vector-width=512 -Wno-uninitialized -Wno-maybe-uninitialized"  # GCC bug 105593
 )
@@ -169,7 +173,7 @@ def ninja_file(torch: Torch, cuda: Cuda, flags: list[str]) -> str:
         "  deps = gcc",
         "rule nvcc",
         f"  command = cuda/bin/nvcc -MD -MF $out.d {variable([*gencode(cuda.architectures), *NVCCFLAGS])} "
-        "$torch_flags -c $in -o $out",
+        "$torch_flags -c $in -o $out > $out.log 2>&1 || { cat $out.log; exit 1; }; grep -i warning $out.log || :",
         "  description = nvcc $out",
         "  depfile = $out.d",
         "  deps = gcc",
@@ -184,13 +188,13 @@ def ninja_file(torch: Torch, cuda: Cuda, flags: list[str]) -> str:
         lines.append(f"build {built[-1]}: {rule} csrc/{source}")
         lines.append(f"  extra = {extra}")
 
+    for source in cuda.sources:  # first, since they take longest
+        compile_(source, ".o", "nvcc", "")
     for source in sources("module.cpp", "cpu/*.cpp", "*/cpu.cpp"):
         told = "-include facts.h" if source == "module.cpp" else ""
         compile_(source, ".o", "compile", f"$torch_flags {told}")
     for source, name in kernel_sources():
         compile_(source, f".{name}.o", "compile", f"-DMICRON_INSTRUCTION_SET={name} {INSTRUCTION_SETS[name]}")
-    for source in cuda.sources:
-        compile_(source, ".o", "nvcc", "")
     lines.append(f"build _native.so: link {' '.join(built)}")
     return "\n".join(lines) + "\n"
 

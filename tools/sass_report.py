@@ -51,15 +51,41 @@ def nvcc() -> str | None:
     return shutil.which("nvcc") or shutil.which(str(Path(home) / "bin" / "nvcc"))
 
 
-def disassembler() -> str | None:
-    """Of the triton package, or of CUDA."""
+def tool(name: str) -> str | None:
+    """A binary utility, of the triton package or of CUDA."""
     spec = importlib.util.find_spec("triton")
     folder = Path(spec.origin).parent / "backends/nvidia/bin" if spec and spec.origin else None
-    return shutil.which("nvdisasm", path=str(folder) if folder else None) or shutil.which("nvdisasm")
+    return shutil.which(name, path=str(folder) if folder else None) or shutil.which(name)
+
+
+def disassembler() -> str | None:
+    return tool("nvdisasm")
+
+
+def built(source: Path, architecture: str, cubin: Path) -> str | None:
+    """What ``compile_`` gives, of the object that setup.py left in build/: None where there is none of this
+    architecture, or one that is older than a source."""
+    extract = tool("cuobjdump")
+    newest = max(x.stat().st_mtime for x in (ROOT / "setup.py", *(ROOT / "csrc").rglob("*.*")))
+    for object_ in (ROOT / "build").glob(f"temp.*/{source.parent.name}_{source.stem}.cu.o"):
+        log = object_.with_name(object_.name + ".log")
+        if extract is None or object_.stat().st_mtime < newest or not log.exists():
+            continue
+        if f"'sm_{architecture}'" in log.read_text():
+            with tempfile.TemporaryDirectory() as folder:
+                subprocess.run(
+                    [extract, "-xelf", "all", str(object_)], cwd=folder, check=True, capture_output=True
+                )
+                (code,) = Path(folder).glob(f"*.sm_{architecture}.cubin")
+                shutil.copy(code, cubin)
+            return log.read_text()
+    return None
 
 
 def compile_(source: Path, architecture: str, cubin: Path) -> str:
     """The compiler's log, with what ptxas says of each kernel; RuntimeError with it where that fails."""
+    if log := built(source, architecture, cubin):
+        return log
     torch = importlib.util.find_spec("torch")
     assert torch is not None
     assert torch.origin is not None
@@ -75,11 +101,13 @@ def compile_(source: Path, architecture: str, cubin: Path) -> str:
     return log
 
 
-def kernels(log: str, cubin: Path | None) -> list[Kernel]:
+def kernels(log: str, architecture: str, cubin: Path | None) -> list[Kernel]:
     """Of a compiled source; without instructions where there is no ``cubin`` or no disassembler."""
-    tool, instructions = disassembler(), {}
-    if tool is not None and cubin is not None:
-        sass = subprocess.run([tool, "-c", str(cubin)], capture_output=True, text=True, check=True).stdout
+    disassemble, instructions = disassembler(), {}
+    if disassemble is not None and cubin is not None:
+        sass = subprocess.run(
+            [disassemble, "-c", str(cubin)], capture_output=True, text=True, check=True
+        ).stdout
         for section in re.split(r"\.section\s+\.text\.", sass)[1:]:
             name = re.split(r"[,\s]", section, maxsplit=1)[0]
             lines = re.findall(
@@ -88,7 +116,9 @@ def kernels(log: str, cubin: Path | None) -> list[Kernel]:
             instructions[name] = lines
     found = []
     for part in log.split("Compiling entry function '")[1:]:
-        name = part.split("'")[0]
+        name, _, compiled_for = part.split("'")[:3]
+        if compiled_for != f"sm_{architecture}":
+            continue
         numbers = {
             key: int(next(iter(re.findall(rf"(\d+) {text}", part)), 0))
             for key, text in (
@@ -103,10 +133,10 @@ def kernels(log: str, cubin: Path | None) -> list[Kernel]:
 
 
 def readable(name: str) -> str:
-    tool = shutil.which("c++filt")
-    if tool is None:
+    demangle = shutil.which("c++filt")
+    if demangle is None:
         return name
-    plain = subprocess.run([tool, name], capture_output=True, text=True).stdout.strip()
+    plain = subprocess.run([demangle, name], capture_output=True, text=True).stdout.strip()
     return re.sub(r"micron::\w+::|\(anonymous namespace\)::|^void |\(.*$", "", plain)
 
 
@@ -121,7 +151,7 @@ def main() -> int:
     for source in options.sources:
         with tempfile.TemporaryDirectory() as folder:
             cubin = Path(folder) / "kernels.cubin"
-            for k in kernels(compile_(source, options.architecture, cubin), cubin):
+            for k in kernels(compile_(source, options.architecture, cubin), options.architecture, cubin):
                 loads, stores = (
                     " ".join(f"{w}:{n}" for w, n in sorted(k.widths(x).items())) for x in ("LDG", "STG")
                 )
