@@ -23,7 +23,7 @@ from .commands.data import DataCommand
 from .commands.recognition import Evaluate, Finetune, Predict, parse_with_recognizer
 from .commands.score import Score
 from .data import Clip, FrameError, find_clips, synthetic_clips
-from .data.clips.faces import Box, cut, find_face
+from .data.clips.faces import Box, cut, find_face, inside_outline, place_in_cut
 from .data.clips.find import describe_clips
 from .data.clips.images import depth_of, read_whole_image
 from .data.clips.pairs import longest_delta
@@ -142,7 +142,8 @@ class Shard:
 
 @dataclass
 class Heatmap:
-    """Draw what changed between two frames of one face: the face is found, and its apex laid over its onset."""
+    """Draw what changed between two frames of one face: the face is found, its apex laid over its onset, and what lies
+    outside its outline left out of the maps."""
 
     onset: tyro.conf.Positional[Path]
     """Image of the face before."""
@@ -171,8 +172,11 @@ class Heatmap:
                 "have one size"
             )
         model = load_model(self.model)
-        box, margin = find_face(onset_image), self.margin
-        if box is None:
+        box, margin, inside = find_face(onset_image), self.margin, None
+        if box is not None:
+            place = place_in_cut(margin, model.config.image_size)
+            inside = inside_outline(place, model.config.image_size, model.config.patch_size)
+        else:
             say(console, f"{self.onset}: no face was found: its central square is shown")
             height, width = onset_image.shape[:2]
             side = min(height, width)
@@ -185,7 +189,7 @@ class Heatmap:
         onset, apex = (
             torch.from_numpy(cut(image, box, margin, size))[None] for image in (onset_image, apex_image)
         )
-        figure = figure_of_pairs(onset, apex, change_maps(model, onset, apex), gain=self.gain)
+        figure = figure_of_pairs(onset, apex, change_maps(model, onset, apex), gain=self.gain, inside=inside)
         save_figure(figure, self.out)
         say(console, f"heat maps: {self.out}")
 

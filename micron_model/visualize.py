@@ -88,6 +88,8 @@ class Overlay(NamedTuple):
     """(rows, columns)."""
     limits: tuple[float, float] | None = None
     """Lowest and highest value of the colours, which are written below it; its own if not given."""
+    inside: Tensor | None = None
+    """(rows, columns), bool: where it is shown; everywhere if not given."""
 
 
 def above_zero(values: Tensor) -> tuple[float, float] | None:
@@ -101,12 +103,13 @@ def above_zero(values: Tensor) -> tuple[float, float] | None:
 
 def _overlay(axes: Axes, overlay: Overlay, opacity: float = 0.6) -> None:
     grey, values = to_image(overlay.frame).mean(2), overlay.values.cpu().numpy()
+    inside = np.ones(values.shape, bool) if overlay.inside is None else overlay.inside.numpy()
     height, width = grey.shape
-    low, high = overlay.limits or (float(values.min()), float(values.max()))
+    low, high = overlay.limits or (float(values[inside].min()), float(values[inside].max()))
     stretched = (values - low) / (high - low) if high > low else np.zeros_like(values)
     axes.imshow(grey, cmap="gray", vmin=0, vmax=1, extent=(0, width, height, 0))
     axes.imshow(
-        stretched, cmap=MAP_COLOURS, vmin=0, vmax=1, alpha=opacity, extent=(0, width, height, 0),
+        stretched, cmap=MAP_COLOURS, vmin=0, vmax=1, alpha=opacity * inside, extent=(0, width, height, 0),
         interpolation="nearest",
     )  # fmt: skip
     axes.set_xlabel(f"{low:.2f} to {high:.2f}", fontsize=7, labelpad=2)
@@ -147,7 +150,13 @@ def figure_of_cells(
 
 
 def figure_of_pairs(
-    onset: Tensor, apex: Tensor, maps: dict[str, Tensor], *, labels: Sequence[str] = (), gain: float = 4.0
+    onset: Tensor,
+    apex: Tensor,
+    maps: dict[str, Tensor],
+    *,
+    labels: Sequence[str] = (),
+    gain: float = 4.0,
+    inside: Tensor | None = None,
 ) -> Figure:
     """Rows of onset | apex | amplified difference | micro-attention | Patch of Interest, where the model has one.
 
@@ -156,25 +165,18 @@ def figure_of_pairs(
         maps: what :func:`change_maps` gave for them.
         labels: one a row.
         gain: factor of the difference, shown around mid-grey.
+        inside: (rows, columns), bool: the patches of which maps are shown; all if not given.
     """
     overlays = {"micro_attention": "micro-attention", "poi": "Patch of Interest"}
     shown = [name for name in overlays if name in maps]
-    cells: list[list[Tensor | np.ndarray | Overlay]] = [
-        [
-            onset[i],
-            apex[i],
-            _amplified_difference(onset[i], apex[i], gain),
-            *(
-                Overlay(
-                    apex[i], maps[name][i], above_zero(maps[name][i]) if name == "micro_attention" else None
-                )
-                for name in shown
-            ),
-        ]
-        for i in range(len(onset))
-    ]
+    cells: list[list[Tensor | np.ndarray | Overlay]] = []
+    for i, after in enumerate(apex):
+        of_row = [maps[name][i] for name in shown]
+        limits = [above_zero(x if inside is None else x[inside]) for x in of_row]
+        drawn = [Overlay(after, x, of_map, inside) for x, of_map in zip(of_row, limits, strict=True)]
+        cells.append([onset[i], after, _amplified_difference(onset[i], after, gain), *drawn])
     titles = ["onset", "apex", f"difference ×{gain:g}", *(overlays[name] for name in shown)]
-    return figure_of_cells(cells, titles=titles, labels=labels)
+    return figure_of_cells(cells, titles=titles, labels=labels, scale="from 0 to the highest of the map")
 
 
 def figure_of_images(clips: Tensor, *, titles: Sequence[str], labels: Sequence[str]) -> Figure:

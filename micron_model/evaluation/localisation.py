@@ -15,6 +15,7 @@ import torch
 
 from micron_kernels import frame_difference, topk_mask
 
+from ..data.clips.faces import inside_outline
 from ..data.clips.flow import flow_less_median, grey
 from ..data.clips.nuisances import LEVELS, disturb
 from ..data.clips.stabilize import stabilized
@@ -39,6 +40,8 @@ class MovedPairs:
     """Whose each pair is."""
     moved: np.ndarray
     """How far each patch moved (B, N), in pixels."""
+    inside: np.ndarray
+    """Which patches (B, N) are inside the outline of the face, bool."""
     patch_size: int
     left: int
     """How many could not be laid over each other."""
@@ -57,10 +60,14 @@ class MovedPairs:
         pairs = np.stack([disturb(c.read([c.onset, c.apex], size), level, rng) for _, c in flat])
         laid = [stabilized(pair) for pair in pairs]
         moved = np.stack([c.moved(c.onset, c.apex, size, patch_size) for _, c in flat])
+        inside = np.stack([inside_outline(c.box(size), size, patch_size).numpy().ravel() for _, c in flat])
         left = sum(failures[1] is not None for _, failures in laid)
-        return cls(
-            pairs, np.stack([pair for pair, _ in laid]), [face for face, _ in flat], moved, patch_size, left
-        )
+        registered = np.stack([pair for pair, _ in laid])
+        return cls(pairs, registered, [face for face, _ in flat], moved, inside, patch_size, left)
+
+    def outlined(self, values: np.ndarray) -> np.ndarray:
+        """Maps (B, N) with what lies outside the outline of a face as low as their lowest."""
+        return np.where(self.inside, values, values.min(1, keepdims=True))
 
     def judged(self, values: np.ndarray) -> OfFaces:
         """AUROC of maps (B, N), the mean over the pairs of each face."""

@@ -10,11 +10,12 @@ import skimage.data
 import torch
 
 from micron_model.data import synthetic_clips
-from micron_model.data.clips.faces import Box, cut, find_face, spot_apex
+from micron_model.data.clips.faces import Box, cut, find_face, inside_outline, place_in_cut, spot_apex
 from micron_model.data.clips.inputs import OnsetApex, StoredValues, UnusableClip
 from micron_model.data.databases.expressions import Expression
 from micron_model.data.databases.given_faces import read_boxes
 from micron_model.data.databases.prepared import FaceConfig, prepare
+from micron_model.visualize import figure_of_pairs
 
 WHOLE = FaceConfig(detect=False)
 
@@ -239,3 +240,30 @@ def test_frames_are_laid_over_the_onset_where_that_is_asked_for(tmp_path):
         (problem,) = prepare([lost], OnsetApex(96), stabilized, tmp_path / "cache").remarks
         assert problem.path == f"{expression.dataset} {expression.name}"
         assert re.fullmatch(r"not laid over the onset, frames 3: \d% of the points .*", problem.reason)
+
+
+def test_the_outline_of_a_face_lies_in_its_box_wherever_that_is():
+    for margin, size in ((0.0, 64), (0.1, 64), (0.5, 96)):
+        inside = inside_outline(place_in_cut(margin, size), size, 8)
+        assert inside.shape == (size // 8, size // 8)
+        assert torch.equal(inside, inside.flip(1))
+        middle = size // 16
+        assert inside[middle - 1 : middle + 1, middle - 1 : middle + 1].all()
+        assert not inside[0, 0]
+        if margin:
+            assert not inside[:, 0].any()
+    moved = inside_outline(Box(32, 0, 32), 64, 8)
+    assert not moved[:, :4].any()
+    assert moved[:4, 4:].any(0).all()
+
+
+def test_maps_are_drawn_inside_the_outline_and_their_colours_are_of_what_is_seen():
+    face = torch.full((1, 3, 64, 64), 128, dtype=torch.uint8)
+    change = torch.zeros(1, 8, 8)
+    change[0, 4, 4], change[0, 0, 0] = 1.0, 50.0
+    inside = inside_outline(place_in_cut(0.1, 64), 64, 8)
+    figure = figure_of_pairs(face, face, {"micro_attention": change}, inside=inside)
+    drawn = figure.axes[3].images[1]
+    assert np.array_equal(drawn.get_alpha() > 0, inside.numpy())
+    assert drawn.get_array()[4, 4] == 1
+    assert figure.axes[3].get_xlabel() == "0.00 to 1.00"

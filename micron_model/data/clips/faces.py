@@ -18,6 +18,11 @@ from .motion import pair_motion
 _SEARCHED = 320
 
 
+#: Half the width and half the height of a face's outline, an ellipse about the middle of its box, in sides of the box:
+#: from ear to ear, and from the hair to the chin, as the boxes of :func:`find_face` lie.
+_OUTLINE = 0.52, 0.7
+
+
 class Box(NamedTuple):
     """A square in pixels of a frame."""
 
@@ -66,6 +71,27 @@ def cut(image: np.ndarray, box: Box, margin: float, size: int | None) -> np.ndar
         how = cv2.INTER_AREA if size < side else cv2.INTER_CUBIC
         face = cv2.resize(face, (size, size), interpolation=how)
     return np.ascontiguousarray(face.transpose(2, 0, 1))
+
+
+def inside_outline(face: Box, size: int, patch_size: int) -> Tensor:
+    """Which patches (N, N), bool, of a square frame are of the face: those with their middle inside its outline.
+
+    What lies behind a head moves when the head is held still.
+
+    Args:
+        face: as :func:`find_face` gives it, in pixels of the frame.
+        size: side of the frame.
+        patch_size: side of a patch.
+    """
+    middles = torch.arange(patch_size / 2, size, patch_size, dtype=torch.float64)
+    x, y = ((middles - start) / face.side - 0.5 for start in (face.x, face.y))
+    return (x / _OUTLINE[0]) ** 2 + (y[:, None] / _OUTLINE[1]) ** 2 < 1
+
+
+def place_in_cut(margin: float, size: int) -> Box:
+    """Where the box lies in what :func:`cut` gives with ``margin`` and ``size``, in its pixels."""
+    side = size / (1 + 2 * margin)
+    return Box(side * margin, side * margin, side)
 
 
 def square_about_nose(landmarks: np.ndarray) -> Box:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy.ndimage
 
+from .faces import Box
 from .frames import read_whole_image
 
 FPS = 60.0
@@ -313,6 +314,13 @@ class SyntheticClip:
         )
         shift = size / 2 + rng.normal(0, 0.02 * size, 2) - linear @ np.full(2, _SOURCE / 2)
         return np.column_stack([linear, shift])
+
+    def box(self, size: int) -> Box:
+        """The face at rest, as a detector would find it in a frame of ``size``."""
+        to_frame = self._identity_map(size)
+        side = _FACE * _SOURCE * float(abs(np.linalg.det(to_frame[:, :2])) ** 0.5)
+        x, y = to_frame @ (_SOURCE / 2, _SOURCE / 2, 1)
+        return Box(float(x) - side / 2, float(y) - side / 2, side)
 
     def _expression(self, frame: int) -> Iterator[_Moving]:
         """The emotion, and what is mixed into it."""
