@@ -19,6 +19,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from .limits import check_bytes, open_file, read_json
+from .model_card import Training, is_ours, write_card
 from .whole_file import write_whole
 
 _HUB = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
@@ -218,23 +219,35 @@ class SavedModel(nn.Module, PyTorchModelHubMixin):
         self,
         save_directory: str | Path,
         *,
+        training: Training | None = None,
         config: Any = None,
         model_card_kwargs: dict[str, Any] | None = None,
     ) -> None:
-        """Write the model into a folder: weights, a card where there is none, settings; each file whole or not at all.
+        """Write the model into a folder: weights, a card, settings; each file whole or not at all.
 
         Args:
-            save_directory: the folder.
+            save_directory: the folder. A card (``README.md``) that a person wrote there is left as it is.
+            training: what the card says of how the model came to be.
             config: as the hub's library passes it on; the model's own settings are what is written.
-            model_card_kwargs: fields of the card.
+            model_card_kwargs: as the hub's library passes it on; the card is ours.
 
         Raises:
+            ValueError: the model has other tensors than one of its settings, which could not be loaded again.
             RuntimeError: a file cannot be written; it is named.
         """
         folder = Path(save_directory)
         tensors = {name: x.detach().cpu().contiguous() for name, x in self.state_dict().items()}
+        outline = _outline(folder / _CONFIG, self.config, type(self))
+        held = {name: (tuple(x.shape), name_of(x.dtype)) for name, x in tensors.items()}
+        if listed := differences(outline.state_dict(), held):
+            raise ValueError(
+                f"{folder}: this {type(self).__name__} cannot be saved: {'; '.join(listed)}. Save a model before "
+                "fold() or a change of its dtype; both are done again after it is loaded"
+            )
         write_whole(folder / _WEIGHTS, save(tensors, metadata={"format": "pt"}))
-        if not (folder / "README.md").exists():
-            write_whole(folder / "README.md", str(self.generate_model_card(**(model_card_kwargs or {}))))
+        if is_ours(folder / "README.md"):
+            parameters = sum(x.numel() for x in self.parameters())
+            card = write_card(type(self).__name__, self.config, parameters, training or Training())
+            write_whole(folder / "README.md", card)
         # Last: a folder without settings is no model.
         write_whole(folder / _CONFIG, json.dumps(dataclasses.asdict(self.config), indent=2, sort_keys=True))

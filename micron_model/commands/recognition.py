@@ -25,14 +25,16 @@ from ..evaluation.history import figure_of_histories, read_histories, write_hist
 from ..evaluation.macro import with_macro
 from ..evaluation.metrics import score
 from ..evaluation.outputs import write_outputs
+from ..evaluation.predictions import read_predictions
 from ..evaluation.protocols import training_of_parts
 from ..evaluation.published import PUBLISHED
 from ..evaluation.task import Task, finetune, load_task, refuse_overlap
 from ..loading import load_recognizer
+from ..model_card import Training
 from ..plain_text import cell_of_terminal, say
 from ..prediction import NOT_A_VERDICT, Candidate, figure_of_candidates, figure_of_curve, predict
 from ..progress import ProgressBar
-from ..recognizers.base import BUILT_IN, Recipe, Recognizer, recipe_class
+from ..recognizers.base import BUILT_IN, Recipe, Recognizer, name_of, recipe_class
 from ..resumable import claimed
 from ..spotting import SpotConfig
 from ..training.problems import report_problems
@@ -200,6 +202,25 @@ class Evaluate(Generic[_Recipe]):
         say(console, f"report: {report}")
 
 
+def _scores_of(predictions: Path, classes: Sequence[str]) -> dict[str, Any]:
+    """Of networks trained as the one at hand, on subjects that none of them saw; for its card."""
+    found = score(read_predictions(predictions, classes))
+    measures = {
+        part.name: {
+            "UF1": f"{part.uf1} {part.uf1.interval_text}",
+            "UAR": f"{part.uar} {part.uar.interval_text}",
+            "clips": part.counts,
+            "subjects": part.subjects,
+        }
+        for part in found.shown
+    }
+    return {
+        "of": f"{found.folds} folds, {len(found.seeds)} seeds, epoch: {', '.join(found.selections)}",
+        "stamps": found.stamps,
+        **measures,
+    }
+
+
 @dataclass
 class Finetune(Generic[_Recipe]):
     """Train a recognizer on all clips of a database, for use on other videos."""
@@ -213,6 +234,8 @@ class Finetune(Generic[_Recipe]):
     clips: tyro.conf.OmitArgPrefixes[Clips] = field(default_factory=Clips)
     out: Path = Path("out/recognizer")
     """Folder of the recognizer."""
+    scores: Path | None = None
+    """The predictions.csv of `micron evaluate` with the same settings: the model's card then states its scores."""
     seed: int = 0
     """Of the classifier's weights, of the order of the clips and of their augmentation."""
     device: str = "auto"
@@ -236,6 +259,13 @@ class Finetune(Generic[_Recipe]):
         )
         for line in self.recipe.remarks(task.examples(self.recipe, start)):
             say(console, line)
+        training = Training(
+            data=task.about.get("classes", ""),
+            subjects=[e.subject for e in task.expressions],
+            clips=start.corpus.clips,
+            settings={"recognizer": name_of(self.recipe), **self.recipe.settings(), "seed": self.seed},
+            scores={} if self.scores is None else _scores_of(self.scores, task.classes),
+        )
         with ProgressBar(console=console) as progress:
             if self.recipe.embeds_once:
                 features = progress.add_task("features", total=len(task.expressions))
@@ -246,13 +276,13 @@ class Finetune(Generic[_Recipe]):
                 on_features=lambda clips: progress.update(features, advance=clips),
             )  # fmt: skip
         try:
-            recognizer.save_pretrained(self.out)
+            recognizer.save_pretrained(self.out, training=training)
             if recognizer.history:
                 write_history(self.out / "epochs.csv", recognizer.history)
                 save_figure(figure_of_histories(read_histories(self.out)), self.out / "epochs.png")
         except RuntimeError as error:
             kept = Path(tempfile.mkdtemp(prefix="micron-recognizer-"))
-            recognizer.save_pretrained(kept)
+            recognizer.save_pretrained(kept, training=training)
             raise RuntimeError(f"{error}. What was trained is kept in {kept}: move it") from None
         say(console, f"recognizer: {self.out}")
 

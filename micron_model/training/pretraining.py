@@ -9,6 +9,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..data.clips.frames import Clip
 from ..data.clips.pairs import TENSORS
 from ..data.databases.corpus import Corpus
+from ..model_card import Training
 from ..models.config import MicronBERTConfig
 from ..models.micron_bert import MicronBERT
 from ..plain_text import say
@@ -244,8 +246,10 @@ def pretrain(
         run.agree_on_products()
         _train(run, data, evaluate if ranks.is_first else None, console, signals)
         if ranks.is_first:
-            run.model.save_pretrained(out / "model")
-            run.corpus(data).write(out / "model")
+            corpus = run.corpus(data)
+            settings = {**asdict(config), "steps_done": run.step}
+            run.model.save_pretrained(out / "model", training=Training(clips=corpus.clips, settings=settings))
+            corpus.write(out / "model")
         return run.model.eval()
 
 

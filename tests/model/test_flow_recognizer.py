@@ -18,9 +18,10 @@ from micron_model.data.databases.lookalike import LookalikeConfig, make_lookalik
 from micron_model.data.databases.prepared import FaceConfig
 from micron_model.evaluation.evaluator import EvaluateConfig, evaluate, inputs_of
 from micron_model.evaluation.metrics import score
-from micron_model.evaluation.predictions import read_predictions
+from micron_model.evaluation.predictions import read_predictions, write_predictions
 from micron_model.evaluation.task import finetune, load_task
 from micron_model.loading import load_recognizer
+from micron_model.model_card import digest
 from micron_model.recognizers import Examples, Start, name_of, recipe_class
 from micron_model.recognizers.flow import FlowRecipe, FlowRecognizer, FlowRecognizerConfig
 
@@ -178,8 +179,14 @@ def test_the_command_evaluates_by_the_name_and_the_last_part_writes_the_report(r
     assert "Arrows: the mean flow" in page
 
 
-def test_what_is_trained_is_saved_by_its_name_and_predicts(root, task, tmp_path):
-    assert main(arguments("finetune", root, tmp_path / "recognizer")) == 0
+def test_what_is_trained_is_saved_by_its_name_with_its_scores_and_predicts(root, task, whole, tmp_path):
+    write_predictions(tmp_path / "predictions.csv", whole.predictions)
+    scores = ["--scores", str(tmp_path / "predictions.csv")]
+    assert main(arguments("finetune", root, tmp_path / "recognizer", *scores)) == 0
+    card = (tmp_path / "recognizer" / "README.md").read_text()
+    full = score(whole.predictions).full
+    assert f'"UF1": "{full.uf1} {full.uf1.interval_text}"' in card
+    assert f"`{digest([e.subject for e in task.expressions])}`" in card
     assert json.loads((tmp_path / "recognizer" / "config.json").read_text())["recognizer"] == "flow"
     loaded = load_recognizer(tmp_path / "recognizer")
     trained = finetune(task, FlowRecipe(), Start())
