@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 DEMO   := $(VENV)/.installed-for-demo
 
-.PHONY: demo test docs fuzz lint format install clean bench wheel abi-check sanitize-cpu sanitize bench-gpu
+.PHONY: demo test docs fuzz lint format install clean bench wheel try-wheel abi-check sanitize-cpu sanitize bench-gpu
 
 install: $(STAMP)
 
@@ -62,10 +62,16 @@ format: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m pytest bench --benchmark
 
+# Named for the oldest system that it runs on (manylinux). torch's library is left out: it is that of the user's torch.
 wheel: $(STAMP)
-	rm -f dist/*.whl
-	$(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
+	rm -rf dist build/wheel
+	$(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir build/wheel .
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --exclude 'libtorch*.so' --exclude libc10.so --wheel-dir dist build/wheel/*.whl
 	$(BIN)/python tools/check_wheel.py dist/*.whl
+
+# In an environment of its own, without anything of this folder.
+try-wheel:
+	$(BIN)/python tools/try_wheel.py dist/*.whl
 
 # Other versions of torch that the same binary must serve: make abi-check TORCH="2.11.0 2.14.0"
 abi-check: $(STAMP)

@@ -1,4 +1,4 @@
-"""Draws the pictures of the operators' pages: ``python docs/pictures.py`` writes docs/operators/*.svg.
+"""Draws the pictures of the pages, docs/architecture.svg and docs/operators/*.svg: ``python docs/pictures.py``.
 
 What is drawn is computed by the operators, on a pair of frames of the synthetic clips.
 """
@@ -18,7 +18,7 @@ from micron_model.data import synthetic_clips
 
 PATCH, GRID = 8, 8
 SIDE = PATCH * GRID
-TO = Path(__file__).parent / "operators"
+TO = Path(__file__).parent
 INK, BLUE, ORANGE = "#333333", "#3949ab", "#e65100"
 
 
@@ -121,6 +121,65 @@ def draw_poi_topk() -> Figure:
     return drawn
 
 
+def draw_architecture() -> Figure:
+    """Boxes and arrows: pre-training above, evaluation below."""
+    drawn = Figure(figsize=(11, 3.7), layout="constrained")
+    ax = drawn.subplots()
+    ax.axis("off")
+    ax.set(xlim=(0, 11), ylim=(0, 3.7))
+
+    def box(x: float, y: float, name: str, below: str, colour: str) -> None:
+        ax.add_patch(
+            matplotlib.patches.FancyBboxPatch(
+                (x, y), 1.62, 0.82, boxstyle="round,pad=0.03", fc=colour, ec="#9fa8da"
+            )
+        )
+        ax.text(x + 0.81, y + 0.56, name, ha="center", va="center", fontsize=9.5, weight="bold", color=INK)
+        ax.text(x + 0.81, y + 0.23, below, ha="center", va="center", fontsize=7.5, color=INK)
+
+    def arrow(start: tuple[float, float], end: tuple[float, float]) -> None:
+        ax.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": BLUE, "lw": 1.3})
+
+    ours, plain = "#c5cae9", "#f5f5f5"
+    rows = (
+        (
+            2.5,
+            ("videos, images", "find, read", plain),
+            ("pairs", "frame t, frame t + δ", plain),
+            ("swap_patches", "δ's patches in t", ours),
+            ("encoder", "tokens, scores", plain),
+            ("diagonal_attention", "what changed, where", ours),
+            ("decoder, losses", "L_r, L_agg", plain),
+        ),
+        (
+            0.25,
+            ("database", "sheet and frames", plain),
+            ("census", "beside the official one", plain),
+            ("faces, input", "cut and kept once", plain),
+            ("recipe", "trains a recognizer", plain),
+            ("folds", "by subject", plain),
+            ("predictions.csv", "every score is of it", plain),
+        ),
+    )
+    for y, *boxes in rows:
+        for i, (name, below, colour) in enumerate(boxes):
+            box(0.1 + 1.84 * i, y, name, below, colour)
+            if i:
+                arrow((1.84 * i - 0.08, y + 0.41), (0.1 + 1.84 * i - 0.03, y + 0.41))
+    ax.text(0.1, 3.5, "pre-training, without labels", fontsize=9, color=BLUE, va="center")
+    ax.text(0.1, 1.25, "evaluation", fontsize=9, color=BLUE, va="center")
+    arrow((0.1 + 1.84 * 3.44, 2.45), (0.1 + 1.84 * 3.44, 1.12))
+    ax.text(
+        0.2 + 1.84 * 3.44,
+        1.78,
+        "the pre-trained model, and whom it has seen",
+        fontsize=8,
+        va="center",
+        color=INK,
+    )
+    return drawn
+
+
 def main() -> None:
     matplotlib.rcParams.update({"svg.hashsalt": "micron", "font.size": 9, "axes.titlesize": 9})
     pair = two_frames()
@@ -131,7 +190,8 @@ def main() -> None:
         "swap_patches": draw_swap_patches(*pair),
     }
     for name, drawn in pictures.items():
-        drawn.savefig(TO / f"{name}.svg", metadata={"Date": None}, dpi=150)
+        drawn.savefig(TO / "operators" / f"{name}.svg", metadata={"Date": None}, dpi=150)
+    draw_architecture().savefig(TO / "architecture.svg", metadata={"Date": None})
 
 
 if __name__ == "__main__":

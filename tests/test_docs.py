@@ -1,5 +1,7 @@
 """What README and documentation say is run: Python as it stands, commands through the parser of the command line."""
 
+import contextlib
+import io
 import os
 import re
 import shlex
@@ -11,10 +13,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import yaml
 
+import micron_kernels
 from micron_model import MicronBERT, cli, preset
 from micron_model.data import synthetic_clips
-from micron_model.recognizers.base import Start
+from micron_model.recognizers.base import BUILT_IN, Start
 from micron_model.recognizers.flow import FlowRecipe
 
 ROOT = Path(__file__).parents[1]
@@ -27,6 +31,8 @@ PAGES = [
     ROOT / "SECURITY.md",
     ROOT / "CHANGELOG.md",
 ]
+#: Of those who use it.
+USERS = [ROOT / "README.md", *DOCS]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 #: ``name = …  # (2, 11, 784)``: the shape of what was assigned, or of the first of several names.
 SHAPE = re.compile(r"^(\w+)(?:, \w+)* = .*# (\((?:\d+, ?)*\d*\))", re.MULTILINE)
@@ -146,6 +152,61 @@ def test_a_command_that_is_none_is_found(capsys):
     ):
         with pytest.raises((AssertionError, pytest.fail.Exception)):
             check_command(words)
+
+
+@pytest.fixture(scope="module")
+def options(things_at_hand):
+    """Every option of every command."""
+    text = io.StringIO()
+    commands = [
+        *(
+            "demo",
+            "pretrain",
+            "shard",
+            "heatmap",
+            "predict",
+            "finetune",
+            "score",
+            "data check",
+            "data make-lookalike",
+        ),
+        *(f"evaluate --recognizer {name}" for name in BUILT_IN),
+    ]
+    with contextlib.redirect_stdout(text):
+        for command in commands:
+            with pytest.raises(SystemExit):
+                cli._parse([*command.split(), "--help"])
+    return set(re.findall(r"--[a-z][\w.-]*", text.getvalue()))
+
+
+@pytest.mark.parametrize("page", USERS, ids=name_of)
+def test_every_option_and_file_that_a_sentence_names_is_there(page, options):
+    for code in re.findall(r"`([^`\n]+)`", FENCE.sub("", page.read_text())):
+        named = re.match(r"--[a-z][\w.-]*", code)
+        assert not named or named[0].removesuffix("*").rstrip(".") in options | {"--model", "--training"}, (
+            code
+        )
+        if re.fullmatch(r"(data|training|models|evaluation|recognizers)/[\w/]*(\.py)?", code):
+            assert (ROOT / "micron_model" / code).exists(), f"{name_of(page)} names {code}"
+
+
+def test_the_version_is_that_of_the_package_everywhere():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors", "license"} <= cited.keys()
+    assert cited["version"] == micron_kernels.__version__
+    assert f"## {micron_kernels.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+    assert "version" in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dynamic"]
+
+
+def test_workflows_run_what_is_there():
+    for path in (ROOT / ".github" / "workflows").glob("*.yml"):
+        jobs = yaml.safe_load(path.read_text())["jobs"].values()
+        for step in (step for job in jobs for step in job["steps"] if "run" in step):
+            for command in step["run"].split("&&"):
+                words = shlex.split(command)
+                assert words[0] in ("sudo", "make"), command
+                if words[0] == "make":
+                    check_command(words)
 
 
 def anchors(page):
