@@ -8,6 +8,7 @@ import io
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,15 +20,14 @@ from rich.console import Console
 
 from micron_kernels import info as kernels_info
 
+from .commands.answer import Status, answering
 from .commands.data import DataCommand
 from .commands.recognition import Evaluate, Finetune, Predict, parse_with_recognizer
 from .commands.score import Score
-from .data import Clip, FrameError, find_clips, synthetic_clips
-from .data.clips.faces import Box, cut, find_face, inside_outline, place_in_cut
+from .data import Clip, find_clips, synthetic_clips
+from .data.clips.faces import inside_outline
 from .data.clips.find import describe_clips
-from .data.clips.images import depth_of, read_whole_image
 from .data.clips.pairs import longest_delta
-from .data.clips.stabilize import Stabilizer
 from .data.databases.corpus import Corpus
 from .data.shards.plan import ShardConfig
 from .data.shards.read import are_shards, find_shards
@@ -39,6 +39,8 @@ from .models import products
 from .models.config import MicronBERTConfig, preset
 from .models.micron_bert import MicronBERT
 from .plain_text import say, visible
+from .prediction import compare
+from .progress import lines_while, working
 from .recognizers.micron_bert import MicronBERTRecipe
 from .saved_model import find_folder
 from .training import PretrainConfig, Stopped, pretrain
@@ -100,10 +102,12 @@ class Pretrain:
             console.print(f"no --data: training on {len(clips)} synthetic clips")
             return clips
         if are_shards(self.data):
-            shards = find_shards(self.data, allow_commands=self.allow_commands)
+            with working("looking for shards", console):
+                shards = find_shards(self.data, allow_commands=self.allow_commands)
             console.print(f"{len(shards)} shards")
             return shards
-        found, problems = find_clips(self.data, fps=self.fps)
+        with working("looking for clips", console):
+            found, problems = find_clips(self.data, fps=self.fps)
         report_problems(problems, console)
         console.print(f"{len(found)} clips, {sum(len(clip) for clip in found)} frames")
         for line in describe_clips(found):
@@ -116,7 +120,8 @@ class Pretrain:
     def run(self, console: Console) -> None:
         # Of the processes that torchrun starts, each looks for the data and one says what it found.
         first = console if int(os.environ.get("RANK", 0)) == 0 else Console(quiet=True)
-        start = self._from()
+        with working("loading the model", first):
+            start = self._from()
         data = self._find(first)
         pretrain(self.training, self.model, data, self.out, resume=self.resume, start=start, console=console)
         say(first, f"model: {self.out / 'model'}")
@@ -160,35 +165,19 @@ class Heatmap:
     stabilize: bool = True
     """Lay the apex over the onset, so that the head keeps still."""
 
-    def run(self, console: Console) -> None:
+    def __post_init__(self) -> None:
         if not 0 <= self.margin < 1:
             raise ValueError(f"margin={self.margin}; it is a share of the face's side, in [0, 1)")
-        pair = (self.onset, self.apex)
-        onset_image, apex_image = (read_whole_image(path, depth_of(pair)) for path in pair)
-        if onset_image.shape != apex_image.shape:
-            sizes = ["×".join(map(str, image.shape[1::-1])) for image in (onset_image, apex_image)]
-            raise FrameError(
-                f"{self.onset} and {self.apex} differ in size ({sizes[0]} and {sizes[1]} pixels): frames of one clip "
-                "have one size"
-            )
-        model = load_model(self.model)
-        box, margin, inside = find_face(onset_image), self.margin, None
-        if box is not None:
-            place = place_in_cut(margin, model.config.image_size)
-            inside = inside_outline(place, model.config.image_size, model.config.patch_size)
-        else:
-            say(console, f"{self.onset}: no face was found: its central square is shown")
-            height, width = onset_image.shape[:2]
-            side = min(height, width)
-            box, margin = Box((width - side) / 2, (height - side) / 2, side), 0.0
-        if self.stabilize:
-            apex_image, found = Stabilizer(onset_image, box)(apex_image)
-            if found.failure is not None:
-                say(console, f"{self.apex} is not laid over {self.onset}: {found.failure}")
+
+    def run(self, console: Console) -> None:
+        with working("loading the model", console):
+            model = load_model(self.model)
         size = model.config.image_size
-        onset, apex = (
-            torch.from_numpy(cut(image, box, margin, size))[None] for image in (onset_image, apex_image)
-        )
+        faces, notes = compare(self.onset, self.apex, size, self.margin, stabilize=self.stabilize)
+        for note in notes:
+            say(console, note)
+        onset, apex = (torch.from_numpy(face)[None] for face in (faces.onset, faces.registered))
+        inside = faces.place and inside_outline(faces.place, size, model.config.patch_size)
         figure = figure_of_pairs(onset, apex, change_maps(model, onset, apex), gain=self.gain, inside=inside)
         save_figure(figure, self.out)
         say(console, f"heat maps: {self.out}")
@@ -198,12 +187,20 @@ class Heatmap:
 class Info:
     """Print versions, devices, which implementation of each operator is active, and who multiplies on the CPU."""
 
+    json: bool = False
+    """Print one JSON document instead."""
+
     def run(self, console: Console) -> None:
-        lines = [kernels_info.describe(), ""]
-        for name in ("numpy", "opencv-python-headless", "scikit-image", "safetensors", "huggingface_hub"):
-            lines.append(f"{name:<24}{importlib.metadata.version(name)}")
-        lines += ["", products.describe()]
-        sys.stdout.write("\n".join(lines) + "\n")
+        names = ("numpy", "opencv-python-headless", "scikit-image", "safetensors", "huggingface_hub")
+        packages = {name: importlib.metadata.version(name) for name in names}
+        with answering(self.json) as answer:
+            with working("measuring who multiplies fastest", console):
+                of_products = products.facts()
+            answer.document = {**kernels_info.facts(), "packages": packages, "products": of_products}
+            if not self.json:
+                versions = [f"{name:<24}{version}" for name, version in packages.items()]
+                lines = [kernels_info.describe(), "", *versions, "", products.describe()]
+                sys.stdout.write("\n".join(lines) + "\n")
 
 
 class Command(Protocol):
@@ -233,7 +230,16 @@ _Command = Union[  # noqa: UP007  (mypy and tyro read a Union of Annotated)
 _USER_ERRORS = (ValueError, OSError, MemoryError, RuntimeError)
 
 
+_COMPLETION, _SHELLS = ("--tyro-print-completion", "--tyro-write-completion"), ("bash", "zsh", "tcsh", "fish")
+
+
 def _parse(arguments: Sequence[str]) -> Command:
+    if (
+        arguments
+        and arguments[0].replace("_", "-") in _COMPLETION
+        and arguments[1:2] not in [[s] for s in _SHELLS]
+    ):
+        argparse.ArgumentParser(prog="micron", add_help=False).error(f"{arguments[0]} {'|'.join(_SHELLS)}")
     for name, command in (("evaluate", Evaluate), ("finetune", Finetune)):
         if list(arguments[:1]) == [name]:
             return parse_with_recognizer(command, f"micron {name}", arguments[1:])
@@ -256,10 +262,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # of a console that has not every sign: others are escaped
             stream.reconfigure(errors="backslashreplace")
-    command = _parse(sys.argv[1:] if arguments is None else arguments)
     console = Console(stderr=True)
     try:
-        return command.run(console) or 0
+        given = sys.argv[1:] if arguments is None else arguments
+        command = _parse(given)
+        with lines_while(f"micron {given[0]}", console):
+            return command.run(console) or Status.DONE
     except (Stopped, ShardingStopped) as stopped:
         _say(console, str(stopped))
         return 128 + stopped.signal_number
@@ -271,7 +279,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 128 + 13  # SIGPIPE, which not every system has
     except _USER_ERRORS as error:
         _say(console, f"error: {visible(in_words(error), 10**5)}")  # in one line, whatever it quotes
-        return 1
+        return Status.FAILED
+    except Exception:
+        console.file.write(visible(traceback.format_exc(), 10**6, keep="\n"))
+        _say(console, "this is a fault of micron; please report it, with the lines above")
+        return Status.DEFECT
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from .evaluation.localisation import PLAIN, MovedPairs, OfFaces, difference, int
 from .models.config import MOVEMENT, MicronBERTConfig, preset
 from .models.micron_bert import MicronBERT
 from .plain_text import in_page, say
+from .progress import working
 from .resumable import claimed
 from .training import CheckpointError, PretrainConfig, pretrain
 from .training.log import read_log
@@ -347,9 +348,9 @@ def _run_demo(config: DemoConfig, out: Path, console: Console) -> dict[str, Any]
         shutil.rmtree(out / "model", ignore_errors=True)
     write_whole(settings, json.dumps(asdict(config), indent=2) + "\n")
     size, patch_size = config.model.image_size, config.model.patch_size
-    console.print("making synthetic clips of known movement …")
-    held_out = HeldOut(size, patch_size)
-    clips = [InMemoryClip(clip, size, _EVERY) for clip in synthetic_clips(TRAINED_SUBJECTS)]
+    with working("making synthetic clips of known movement", console):
+        held_out = HeldOut(size, patch_size)
+        clips = [InMemoryClip(clip, size, _EVERY) for clip in synthetic_clips(TRAINED_SUBJECTS)]
     with torch.random.fork_rng(devices=[]):  # the weights that training begins with
         torch.manual_seed(config.training.seed)
         before = MicronBERT(config.model).eval()
@@ -360,7 +361,8 @@ def _run_demo(config: DemoConfig, out: Path, console: Console) -> dict[str, Any]
         }
 
     after = pretrain(config.training, config.model, clips, out, evaluate=evaluate, console=console).cpu()
-    results = write_report(before, after, held_out, config, out, started)
+    with working("measuring, and writing the report", console):
+        results = write_report(before, after, held_out, config, out, started)
     ours = [results["auroc"][f"{name}, head held"]["all"]["mean"] for name in (_BEFORE, _AFTER)]
     console.print(f"AUROC of the map under all nuisances: {ours[0]:.3f} untrained, {ours[1]:.3f} trained")
     say(console, results["in_words"])

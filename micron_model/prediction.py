@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from .data.clips.faces import Box, cut, find_face
+from .data.clips.faces import Box, cut, find_face, place_in_cut
 from .data.clips.find import describe_clips, find_clips
 from .data.clips.frames import FrameError, ImageFolderClip, OtherSize, Problem, VideoClip
+from .data.clips.images import depth_of, read_whole_image
 from .data.clips.inputs import ClipInput
 from .data.clips.stabilize import Stabilizer
 from .plain_text import in_figure
@@ -27,12 +28,22 @@ from .visualize import LINE_COLOURS
 _TRIES = 10
 
 #: Said wherever predictions are shown.
+_WHAT_IT_IS_NOT = (
+    "Speech and hands stand out too; blinks, looks aside, turns of the head and changes of light are told from "
+    "movements of the face as far as that can be measured. This is no lie detector, and says nothing of what a person "
+    "feels or means."
+)
 NOT_A_VERDICT = (
     "These are moments in which the face moves, and the class that each short one would be if it were a "
-    "micro-expression. Speech and hands stand out too; blinks, looks aside, turns of the head and changes of light "
-    "are told from movements of the face as far as that can be measured. This is no lie detector, and says nothing of "
-    "what a person feels or means. The classifier was trained on: {trained_on}"
+    f"micro-expression. {_WHAT_IT_IS_NOT} The classifier was trained on: {{trained_on}}"
 )
+
+
+def note_of(recognizer: Recognizer | None) -> str:
+    """What must be said beside what was found, with a recognizer that names classes, or without."""
+    if recognizer is None:
+        return f"These are moments in which the face moves. {_WHAT_IT_IS_NOT}"
+    return NOT_A_VERDICT.format(trained_on=recognizer.config.trained_on or "an unknown set of clips")
 
 
 @dataclass(frozen=True)
@@ -67,9 +78,9 @@ class Candidate(Movement):
     """A movement short enough to be a micro-expression, and what the recognizer makes of it."""
 
     probabilities: dict[str, float]
-    """Of each class, given that it is a micro-expression at all."""
+    """Of each class, given that it is a micro-expression at all; empty without a recognizer."""
     values: Tensor
-    """What the recognizer is given of it."""
+    """What the recognizer is given of it; empty without one."""
 
     def as_json(self) -> dict[str, Any]:
         return super().as_json() | {"probabilities": self.probabilities}
@@ -83,6 +94,8 @@ class Analysis:
     fps: float
     box: Box
     """The face, in pixels of the frames."""
+    boxes: list[Box]
+    """The face in every frame; where it is lost, where it was."""
     left: dict[int, str]
     """Numbers of the frames in which the head could not be followed, and why."""
     curve: np.ndarray
@@ -157,8 +170,22 @@ def _face_of(clip: VideoClip | ImageFolderClip) -> tuple[np.ndarray, Box]:
     )
 
 
+def _clip_of(source: str | Path, fps: float | None) -> tuple[VideoClip | ImageFolderClip, list[Problem]]:
+    clips, problems = find_clips([source], fps=fps)
+    if len(clips) > 1:
+        raise ValueError(f"{source}: holds {len(clips)} clips, for example {clips[0].name}; give one")
+    clip = clips[0]
+    assert isinstance(clip, VideoClip | ImageFolderClip)
+    return clip, problems
+
+
 def predict(
-    source: str | Path, recognizer: Recognizer, config: SpotConfig | None = None, *, fps: float | None = None
+    source: str | Path,
+    recognizer: Recognizer | None = None,
+    config: SpotConfig | None = None,
+    *,
+    fps: float | None = None,
+    on_frame: Callable[[int, int], object] = lambda done, total: None,
 ) -> Analysis:
     """Find the movements of a face in a video, and classify those that are short enough to be micro-expressions.
 
@@ -168,9 +195,10 @@ def predict(
 
     Args:
         source: a video, or a folder of images.
-        recognizer: a fine-tuned one, of any kind.
+        recognizer: a fine-tuned one, of any kind; without one, nothing is classified.
         config: which movements are marked.
         fps: frame rate of a folder of images (30 if not given), or of a video in place of what it states.
+        on_frame: called after each frame that the face was followed to: how many there were, and how many there are.
 
     Raises:
         FileNotFoundError: ``source`` does not exist.
@@ -178,15 +206,12 @@ def predict(
             recognizer; FrameError: no face was found.
     """
     config = config or SpotConfig()
-    clips, problems = find_clips([source], fps=fps)
-    if len(clips) > 1:
-        raise ValueError(f"{source}: holds {len(clips)} clips, for example {clips[0].name}; give one")
-    clip = clips[0]
-    assert isinstance(clip, VideoClip | ImageFolderClip)
+    clip, problems = _clip_of(source, fps)
     reference, box = _face_of(clip)
     follower = Follower(reference, box, config.stabilize)
-    for frame in _whole_frames(clip, problems.append):
+    for done, frame in enumerate(_whole_frames(clip, problems.append), 1):
         follower(frame)
+        on_frame(done, len(clip))
     spotting = spot(follower.track(), clip.fps, config)
 
     def placed(spotted: Spotted) -> Movement:
@@ -195,17 +220,24 @@ def predict(
         return Movement(spotted, (o, a, e), (x, y, z))
 
     found = [spotted for spotted in spotting.movements if spotted.kind == "micro"]
-    values = _values(clip, follower.boxes, found, recognizer.clip_input, config)
-    probabilities = logits_of(recognizer, torch.stack(values)).softmax(1) if values else torch.empty(0, 0)
+    classes: tuple[str, ...] = ()
+    values = [torch.empty(0)] * len(found)
+    probabilities = torch.empty(len(found), 0)
+    if recognizer is not None and found:
+        classes, values = (
+            recognizer.classes,
+            _values(clip, follower.boxes, found, recognizer.clip_input, config),
+        )
+        probabilities = logits_of(recognizer, torch.stack(values)).softmax(1)
     candidates = []
     for spotted, given, kept in zip(found, probabilities, values, strict=True):
-        of_class = dict(zip(recognizer.classes, given.tolist(), strict=True))
+        of_class = dict(zip(classes, given.tolist(), strict=True))
         candidates.append(Candidate(**vars(placed(spotted)), probabilities=of_class, values=kept))
     others = [placed(spotted) for spotted in spotting.movements if spotted.kind != "micro"]
     centre, deviation = at_rest(spotting.curve)
     highest = int(spotting.curve.argmax())
     return Analysis(
-        str(source), clip.fps, box, follower.left, spotting.curve, candidates,
+        str(source), clip.fps, box, follower.boxes, follower.left, spotting.curve, candidates,
         [m for m in others if m.spotted.kind == "longer"], [m for m in others if m.spotted.kind != "longer"],
         spotting.threshold, (clip.seconds(highest), float(spotting.curve[highest] - centre) / deviation),
         problems, describe_clips([clip]),
@@ -228,7 +260,7 @@ def figure_of_curve(analysis: Analysis) -> Figure:
             axes.axvspan(onset, offset, color=colour, alpha=0.2, lw=0, label=None if i else name)
             axes.axvline(apex, color=colour, lw=0.8)
             label: str = movement.spotted.kind
-            if isinstance(movement, Candidate):
+            if isinstance(movement, Candidate) and movement.probabilities:
                 likeliest = max(movement.probabilities, key=movement.probabilities.__getitem__)
                 label = f"{in_figure(likeliest, 24)} {movement.probabilities[likeliest]:.2f}"
             axes.annotate(
@@ -254,6 +286,25 @@ def figure_of_candidates(analysis: Analysis, recognizer: Recognizer) -> Figure |
     return recognizer.picture(values, [f"{candidate.seconds[1]:.2f} s" for candidate in analysis.candidates])
 
 
+def _laid_over(
+    clip: VideoClip | ImageFolderClip,
+    boxes: Sequence[Box],
+    found: Sequence[Spotted],
+    wanted: Sequence[Sequence[int]],
+    stabilize: bool,
+) -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:
+    """Number of a movement, of a frame that is wanted of it, the frame, and that laid over the movement's onset."""
+    stabilizers: dict[int, Stabilizer] = {}
+    for i, frame in enumerate(_whole_frames(clip) if found else ()):
+        for number, (numbers, spotted) in enumerate(zip(wanted, found, strict=True)):
+            if i == spotted.onset and stabilize:
+                stabilizers[number] = Stabilizer(frame, boxes[spotted.onset])
+            if i in numbers:
+                yield number, i, frame, stabilizers[number](frame)[0] if number in stabilizers else frame
+            if i == spotted.offset:
+                stabilizers.pop(number, None)
+
+
 def _values(
     clip: VideoClip | ImageFolderClip, boxes: Sequence[Box], found: list[Spotted], clip_input: ClipInput,
     config: SpotConfig,
@@ -261,18 +312,90 @@ def _values(
     """What the recognizer is given of each candidate: its frames, laid over its onset."""
     wanted = [clip_input.frames(spotted.onset, spotted.apex, spotted.offset) for spotted in found]
     faces: list[dict[int, np.ndarray]] = [{} for _ in wanted]
-    stabilizers: dict[int, Stabilizer] = {}
-    for i, frame in enumerate(_whole_frames(clip) if wanted else ()):
-        for number, (numbers, spotted, kept) in enumerate(zip(wanted, found, faces, strict=True)):
-            box = boxes[spotted.onset]
-            if i == spotted.onset and config.stabilize:
-                stabilizers[number] = Stabilizer(frame, box)
-            if i in numbers:
-                laid_over = stabilizers[number](frame)[0] if number in stabilizers else frame
-                kept[i] = cut(laid_over, box, config.margin, clip_input.size)
-            if i == spotted.offset:
-                stabilizers.pop(number, None)
+    for number, i, _, laid_over in _laid_over(clip, boxes, found, wanted, config.stabilize):
+        faces[number][i] = cut(laid_over, boxes[found[number].onset], config.margin, clip_input.size)
     return [
         torch.from_numpy(clip_input.encode(np.stack([kept[i] for i in numbers])))
         for numbers, kept in zip(wanted, faces, strict=True)
     ]
+
+
+class Faces(NamedTuple):
+    """A face before and after, each (3, size, size), uint8, RGB."""
+
+    onset: np.ndarray
+    apex: np.ndarray
+    """Cut where the face was at the onset."""
+    registered: np.ndarray
+    """The apex laid over the onset."""
+    place: Box | None
+    """The face, in pixels of these; None where none was found."""
+
+
+def faces_of(
+    source: str | Path,
+    analysis: Analysis,
+    movements: Sequence[Movement],
+    size: int,
+    config: SpotConfig | None = None,
+    *,
+    fps: float | None = None,
+) -> list[Faces]:
+    """Onset and apex of movements, to be looked at; the video is read once more.
+
+    Args:
+        source, config, fps: what :func:`predict` was given.
+        analysis: what it gave.
+        movements: of the analysis.
+        size: side of a face, in pixels.
+    """
+    config, (clip, _) = config or SpotConfig(), _clip_of(source, fps)
+    found = [movement.spotted for movement in movements]
+    wanted = [(spotted.onset, spotted.apex) for spotted in found]
+    seen: list[list[np.ndarray]] = [[] for _ in found]
+    for number, i, frame, laid_over in _laid_over(clip, analysis.boxes, found, wanted, config.stabilize):
+        box = analysis.boxes[found[number].onset]
+        kept = [frame] if i == found[number].onset else [frame, laid_over]
+        seen[number] += [cut(image, box, config.margin, size) for image in kept]
+    place = place_in_cut(config.margin, size)
+    return [Faces(onset, apex, registered, place) for onset, apex, registered in seen]
+
+
+def compare(
+    onset: Path, apex: Path, size: int, margin: float = 0.1, *, stabilize: bool = True
+) -> tuple[Faces, list[str]]:
+    """Two pictures of one face: the face is found in the first, and the second laid over it.
+
+    Args:
+        size: side of a face, in pixels.
+        margin: added on each side of the box of the face, as a share of its side.
+        stabilize: lay the apex over the onset.
+
+    Returns:
+        (the faces, what did not succeed, in words: no face was found, and the central square is taken; the apex cannot
+        be laid over the onset, and is left as it is).
+
+    Raises:
+        FrameError: one is no picture, or they differ in size.
+    """
+    pair = (onset, apex)
+    first, second = (read_whole_image(path, depth_of(pair)) for path in pair)
+    if first.shape != second.shape:
+        sizes = ["×".join(map(str, image.shape[1::-1])) for image in (first, second)]
+        raise FrameError(
+            f"{onset} and {apex} differ in size ({sizes[0]} and {sizes[1]} pixels): frames of one clip have one size"
+        )
+    notes, box = [], find_face(first)
+    place = None if box is None else place_in_cut(margin, size)
+    if box is None:
+        notes.append(f"{onset}: no face was found: its central square is shown")
+        height, width = first.shape[:2]
+        side = min(height, width)
+        box, margin = Box((width - side) / 2, (height - side) / 2, side), 0.0
+    registered = second
+    if stabilize:
+        registered, found = Stabilizer(first, box)(second)
+        if found.failure is not None:
+            notes.append(f"{apex} is not laid over {onset}: {found.failure}")
+    before, after, over = (cut(image, box, margin, size) for image in (first, second, registered))
+    return Faces(before, after, over, place), notes

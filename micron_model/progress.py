@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from rich.console import Console
@@ -18,9 +21,92 @@ from rich.progress import (
 
 from .plain_text import say
 
-#: Seconds from one line to the next in a task's first eight minutes; then a hundredth of what it has taken, so that a
-#: day has hundreds of lines, not thousands.
+#: Seconds from one line to the next in the first eight minutes; then a hundredth of what it has taken, so that a day
+#: has hundreds of lines, not thousands.
 EVERY = 5.0
+
+
+def _has_bars(console: Console) -> bool:
+    return console.is_interactive or console.is_jupyter
+
+
+class _Pulse:
+    """Says every few seconds what is being done on a console, where nothing else has said it."""
+
+    def __init__(self, console: Console):
+        self._console = console
+        self._doing: list[Callable[[], str | None]] = []
+        self._changing = threading.Lock()
+        self._ended = threading.Event()
+        self._began = self._last = time.monotonic()
+
+    def begin(self, describe: Callable[[], str | None]) -> None:
+        with self._changing:
+            if not self._doing:
+                threading.Thread(target=self._beat, daemon=True).start()
+            self._doing.append(describe)
+
+    def end(self, describe: Callable[[], str | None]) -> bool:
+        """Whether nothing is being done any more."""
+        with self._changing:
+            self._doing.remove(describe)
+            if not self._doing:
+                self._ended.set()
+            return not self._doing
+
+    def said(self) -> None:
+        """Something else has just said how far the work has come."""
+        self._last = time.monotonic()
+
+    def _beat(self) -> None:
+        while not self._ended.wait(EVERY / 10):
+            with self._changing:
+                now, line = time.monotonic(), None
+                if now - self._last >= max(EVERY, (now - self._began) / 100):
+                    line = next(filter(None, (describe() for describe in reversed(self._doing))), None)
+            if line is not None and not self._ended.is_set():
+                self._last = now
+                say(self._console, line)
+
+
+_pulses: dict[Console, _Pulse] = {}
+_changing = threading.Lock()
+
+
+def _begin(console: Console, describe: Callable[[], str | None]) -> None:
+    with _changing:
+        _pulses.setdefault(console, _Pulse(console)).begin(describe)
+
+
+def _end(console: Console, describe: Callable[[], str | None]) -> None:
+    with _changing:
+        if _pulses[console].end(describe):
+            del _pulses[console]
+
+
+@contextlib.contextmanager
+def lines_while(what: str, console: Console) -> Iterator[None]:
+    """Where the console is no terminal, a line every few seconds in which nothing inside says how far it has come."""
+    if _has_bars(console):
+        yield
+        return
+    began = time.monotonic()
+
+    def describe() -> str:
+        return f"{what}, {time.monotonic() - began:.0f} s"
+
+    _begin(console, describe)
+    try:
+        yield
+    finally:
+        _end(console, describe)
+
+
+@contextlib.contextmanager
+def working(what: str, console: Console) -> Iterator[None]:
+    """Work of which nobody knows how much it is: a sign of life on a terminal, lines where there is none."""
+    with console.status(what) if _has_bars(console) else lines_while(what, console):
+        yield
 
 
 class ProgressBar(Progress):
@@ -34,7 +120,7 @@ class ProgressBar(Progress):
 
     def __init__(self, *columns: str, console: Console, shown: bool = True):
         self._texts = [TextColumn(column) for column in columns]
-        self._in_lines = shown and not (console.is_interactive or console.is_jupyter)
+        self._in_lines = shown and not _has_bars(console)
         self._said: dict[TaskID, tuple[float, float]] = {}
         super().__init__(
             TextColumn("{task.description}"),
@@ -63,17 +149,34 @@ class ProgressBar(Progress):
                 ):
                     self._say(task)
 
+    def start(self) -> None:
+        super().start()
+        if self._in_lines:
+            _begin(self.console, self._unfinished)
+
     def stop(self) -> None:
         super().stop()
         if self._in_lines:
+            _end(self.console, self._unfinished)
             for task in self.tasks:
                 if task.completed != self._said[task.id][1]:
                     self._say(task)
 
+    def _unfinished(self) -> str | None:
+        """The line of the first task that is not finished."""
+        with self._lock:
+            tasks = [task for task in self.tasks if task.total is None or task.completed < task.total]
+            return self._line(tasks[0]) if tasks else None
+
     def _say(self, task: Task) -> None:
         self._said[task.id] = time.monotonic(), task.completed
+        if (pulse := _pulses.get(self.console)) is not None:
+            pulse.said()
+        say(self.console, self._line(task))
+
+    def _line(self, task: Task) -> str:
         total = "" if task.total is None else f"/{task.total:g}"
         line = f"{task.description} {task.completed:g}{total}, {task.elapsed or 0:.0f} s"
         if task.time_remaining:
             line += f", about {task.time_remaining:.0f} s to go"
-        say(self.console, ", ".join([line, *(str(text) for c in self._texts if (text := c.render(task)))]))
+        return ", ".join([line, *(str(text) for c in self._texts if (text := c.render(task)))])

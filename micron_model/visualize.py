@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
@@ -101,17 +102,30 @@ def above_zero(values: Tensor) -> tuple[float, float] | None:
     return (0.0, highest) if highest > 0 else None
 
 
-def _overlay(axes: Axes, overlay: Overlay, opacity: float = 0.6) -> None:
-    grey, values = to_image(overlay.frame).mean(2), overlay.values.cpu().numpy()
+def map_image(overlay: Overlay, opacity: float = 0.6) -> np.ndarray:
+    """A map in colour over its frame in grey: (H, W, 3), uint8."""
+    grey, values = to_image(overlay.frame).mean(2, keepdims=True), overlay.values.cpu().numpy()
+    height, width, _ = grey.shape
     inside = np.ones(values.shape, bool) if overlay.inside is None else overlay.inside.numpy()
-    height, width = grey.shape
-    low, high = overlay.limits or (float(values[inside].min()), float(values[inside].max()))
-    stretched = (values - low) / (high - low) if high > low else np.zeros_like(values)
-    axes.imshow(grey, cmap="gray", vmin=0, vmax=1, extent=(0, width, height, 0))
-    axes.imshow(
-        stretched, cmap=MAP_COLOURS, vmin=0, vmax=1, alpha=opacity * inside, extent=(0, width, height, 0),
-        interpolation="nearest",
-    )  # fmt: skip
+    low, high = limits_of(overlay)
+    stretched = ((values - low) / (high - low)).clip(0, 1) if high > low else np.zeros_like(values)
+    rows, columns = (
+        np.arange(n) * cells // n for n, cells in zip((height, width), values.shape, strict=True)
+    )
+    colours = colormaps[MAP_COLOURS](stretched[rows[:, None], columns])[..., :3]
+    share = opacity * inside[rows[:, None], columns, None]
+    return (255 * (share * colours + (1 - share) * grey)).round().astype(np.uint8)
+
+
+def limits_of(overlay: Overlay) -> tuple[float, float]:
+    """Lowest and highest value of its colours."""
+    values = overlay.values if overlay.inside is None else overlay.values[overlay.inside]
+    return overlay.limits or (float(values.min()), float(values.max()))
+
+
+def _overlay(axes: Axes, overlay: Overlay) -> None:
+    low, high = limits_of(overlay)
+    axes.imshow(map_image(overlay))
     axes.set_xlabel(f"{low:.2f} to {high:.2f}", fontsize=7, labelpad=2)
 
 

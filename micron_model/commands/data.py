@@ -12,11 +12,13 @@ from rich.console import Console
 
 from ..data.databases import macro
 from ..data.databases.datasets import load_dataset
-from ..data.databases.expressions import Dataset
+from ..data.databases.expressions import Census, Dataset
 from ..data.databases.listed import Reading
 from ..data.databases.lookalike import LookalikeConfig, make_lookalike
 from ..data.databases.megc2019 import PARTS, Part
 from ..plain_text import say, visible
+from ..progress import working
+from .answer import Status, answering
 
 DatasetName = Literal["casme2", "samm", "smic", "casme3", "megc2019"]
 _WithMacro = Literal[DatasetName, "macro"]
@@ -78,7 +80,7 @@ class Source:
 
 @dataclass
 class DataCheck:
-    """Print what is found of a database beside the official census; the exit status is 1 if they differ."""
+    """Print what is found of a database beside the official census; the exit status is 3 if they differ."""
 
     dataset: tyro.conf.Positional[_WithMacro]
     """macro: clips of macro-expressions, as --macro takes them; they have no official census."""
@@ -87,23 +89,29 @@ class DataCheck:
     source: tyro.conf.OmitArgPrefixes[Source] = field(default_factory=Source)
     every: bool = False
     """List each row that is dropped, incomplete or noted, also where many are alike."""
+    json: bool = False
+    """Print one JSON document instead, which lists all of them."""
 
     def run(self, console: Console) -> int:
-        if self.dataset == "macro":
-            if given := [
-                name for name, value in vars(self.source).items() if value != getattr(Source(), name)
-            ]:
-                raise ValueError(
-                    f"--{given[0].replace('_', '-')} is for a database's sheet and frames; macro has none"
-                )
-            census = macro.load(self.root).census
-        else:
-            census = self.source.load(self.dataset, self.root).census
-        sys.stdout.write(visible(census.describe(every=self.every), 10**7, keep="\n") + "\n")
-        sys.stdout.flush()
+        with answering(self.json) as answer:
+            with working(f"reading {self.dataset}", console):
+                census = self._census()
+            answer.document = census.as_json()
+            if not self.json:
+                sys.stdout.write(visible(census.describe(every=self.every), 10**7, keep="\n") + "\n")
+                sys.stdout.flush()
         if census.differences:
             say(console, "no protocol runs on this census, unless it is told to with --allow-differences")
-        return 1 if census.differences else 0
+        return Status.DIFFERS if census.differences else Status.DONE
+
+    def _census(self) -> Census:
+        if self.dataset != "macro":
+            return self.source.load(self.dataset, self.root).census
+        if given := [name for name, value in vars(self.source).items() if value != getattr(Source(), name)]:
+            raise ValueError(
+                f"--{given[0].replace('_', '-')} is for a database's sheet and frames; macro has none"
+            )
+        return macro.load(self.root).census
 
 
 @dataclass
@@ -118,7 +126,8 @@ class MakeLookalike:
     config: tyro.conf.OmitArgPrefixes[LookalikeConfig] = field(default_factory=LookalikeConfig)
 
     def run(self, console: Console) -> None:
-        count = make_lookalike(self.dataset, self.root, self.config)
+        with working("writing clips", console):
+            count = make_lookalike(self.dataset, self.root, self.config)
         say(console, f"{count} clips: {self.root}")
 
 

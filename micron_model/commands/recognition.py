@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import sys
@@ -32,8 +31,8 @@ from ..evaluation.task import Task, finetune, load_task, refuse_overlap
 from ..loading import load_recognizer
 from ..model_card import Training
 from ..plain_text import cell_of_terminal, say
-from ..prediction import NOT_A_VERDICT, Candidate, figure_of_candidates, figure_of_curve, predict
-from ..progress import ProgressBar
+from ..prediction import Candidate, figure_of_candidates, figure_of_curve, note_of, predict
+from ..progress import ProgressBar, working
 from ..recognizers.base import BUILT_IN, Recipe, Recognizer, name_of, recipe_class
 from ..resumable import claimed
 from ..spotting import SpotConfig
@@ -41,6 +40,7 @@ from ..training.problems import report_problems
 from ..training.run import device_type
 from ..visualize import save_figure
 from ..whole_file import write_whole
+from .answer import Answer, answering, to_json
 from .data import DatasetName, Source
 from .score import print_score
 
@@ -104,6 +104,16 @@ class Share(NamedTuple):
     devices: list[str]
     workers: int | None
 
+    @staticmethod
+    def check(part: str | None) -> tuple[int, int] | None:
+        """What ``part`` says, if it is given; raises ValueError if it says nothing."""
+        if part is None:
+            return None
+        found = re.fullmatch(r"(\d+)/(\d+)", part)
+        if not found or not 1 <= int(found[1]) <= int(found[2]):
+            raise ValueError(f"part={part!r}; it must be I/N with I from 1 to N, for example 2/8")
+        return int(found[1]), int(found[2])
+
     @classmethod
     def of(cls, part: str | None, device: str, workers: int | None) -> Share:
         """As ``part`` says, or torchrun; its processes on one machine share out GPUs and processors.
@@ -113,13 +123,11 @@ class Share(NamedTuple):
         """
         ranks = int(os.environ.get("WORLD_SIZE", 1))
         devices = _devices(device)
-        if part is not None:
-            found = re.fullmatch(r"(\d+)/(\d+)", part)
-            if not found or not 1 <= int(found[1]) <= int(found[2]):
-                raise ValueError(f"part={part!r}; it must be I/N with I from 1 to N, for example 2/8")
+        given = cls.check(part)
+        if given is not None:
             if ranks > 1:
                 raise ValueError(f"part={part!r} beside torchrun, which shares the folds out by itself")
-            return cls((int(found[1]), int(found[2])), devices, workers)
+            return cls(given, devices, workers)
         if ranks == 1:
             return cls((1, 1), devices, workers)
         local, beside = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
@@ -167,9 +175,18 @@ class Evaluate(Generic[_Recipe]):
     allow_overlap: bool = False
     """Go on although the model was pre-trained on subjects it is tested on, or macro-expressions may show them; every
     output says so."""
+    json: bool = False
+    """Print one JSON document instead of tables."""
     config: tyro.conf.OmitArgPrefixes[EvaluateConfig] = field(default_factory=EvaluateConfig)
 
+    def __post_init__(self) -> None:
+        Share.check(self.part)
+
     def run(self, console: Console) -> None:
+        with answering(self.json) as answer:
+            self._run(console, answer)
+
+    def _run(self, console: Console, answer: Answer) -> None:
         self.out.mkdir(parents=True, exist_ok=True)  # who cannot write there hears of it before faces are cut
         start = self.recipe.start()
         entered = entrants(self.recipe, start, self.config)
@@ -187,18 +204,35 @@ class Evaluate(Generic[_Recipe]):
             task, self.recipe, start, self.config, self.out, devices=share.devices, workers=share.workers,
             part=share.part, allow_overlap=self.allow_overlap, console=console,
         )  # fmt: skip
+        answer.document = {
+            "finished": evaluation is not None,
+            "dataset": self.dataset,
+            "protocol": self.protocol,
+            "recognizer": name_of(self.recipe),
+            "out": self.out,
+        }
         if evaluation is None:
             return
         known = "composite" if self.dataset == "megc2019" else f"{self.dataset}-{len(task.classes)}"
         rows = [row for row in PUBLISHED if row.task == known and self.protocol != "hde"]
-        report = write_outputs(
-            self.out, task, self.recipe, start, evaluation, self.config, about={"protocol": self.protocol},
-            published=rows,
-        )  # fmt: skip
-        print_score(
-            score(evaluation.predictions), Console(highlight=False),
-            parts=training_of_parts(task.folds, task.expressions),
-        )  # fmt: skip
+        with working("writing the report", console):
+            report = write_outputs(
+                self.out, task, self.recipe, start, evaluation, self.config, about={"protocol": self.protocol},
+                published=rows,
+            )  # fmt: skip
+            scores = score(evaluation.predictions)
+        if self.json:
+            baselines = {name: score(found).as_json() for name, found in evaluation.baselines.items()}
+            found = {
+                "report": report,
+                "stamps": task.stamps,
+                "scores": scores.as_json(),
+                "baselines": baselines,
+            }
+            answer.document = {**answer.document, **found}
+        else:
+            parts = training_of_parts(task.folds, task.expressions)
+            print_score(scores, Console(highlight=False), parts=parts)
         say(console, f"report: {report}")
 
 
@@ -301,16 +335,25 @@ class Predict:
     """Of a recognizer outside this package: what it is, package.module:Recipe."""
     fps: float | None = None
     """Frame rate of a folder of images (30 if not given), or of a video in place of what it states."""
+    json: bool = False
+    """Print one JSON document, that of candidates.json, instead of a table."""
     spot: tyro.conf.OmitArgPrefixes[SpotConfig] = field(default_factory=SpotConfig)
 
     def run(self, console: Console) -> None:
-        recipe = None if self.recognizer is None else recipe_class(self.recognizer)
-        model = load_recognizer(self.model, recipe)
-        with claimed(self.out):
-            self._run(model, console)
+        with answering(self.json) as answer:
+            recipe = None if self.recognizer is None else recipe_class(self.recognizer)
+            with working("loading the recognizer", console):
+                model = load_recognizer(self.model, recipe)
+            with claimed(self.out):
+                self._run(model, console, answer)
 
-    def _run(self, model: Recognizer, console: Console) -> None:
-        analysis = predict(self.video, model, self.spot, fps=self.fps)
+    def _run(self, model: Recognizer, console: Console, answer: Answer) -> None:
+        with ProgressBar(console=console) as progress:
+            followed = progress.add_task("frames", total=None)
+            analysis = predict(
+                self.video, model, self.spot, fps=self.fps,
+                on_frame=lambda done, total: progress.update(followed, completed=done, total=total),
+            )  # fmt: skip
         for name in ("candidates.json", "curve.png", "candidates.png"):  # of another video, perhaps
             (self.out / name).unlink(missing_ok=True)
         if analysis.left:
@@ -324,9 +367,12 @@ class Predict:
         seen = figure_of_candidates(analysis, model)
         if seen is not None:
             save_figure(seen, self.out / "candidates.png")
-        note = NOT_A_VERDICT.format(trained_on=model.config.trained_on or "an unknown set of clips")
-        found = {"note": note, **analysis.as_json(), "spotting": asdict(self.spot)}
-        write_whole(self.out / "candidates.json", json.dumps(found, indent=1, ensure_ascii=False))
+        note = note_of(model)
+        pictures = ["curve.png", *(["candidates.png"] if seen is not None else [])]
+        answer.document = {
+            "note": note, **analysis.as_json(), "spotting": asdict(self.spot), "pictures": pictures, "out": self.out,
+        }  # fmt: skip
+        write_whole(self.out / "candidates.json", to_json(answer.document) + "\n")
         table = Table(
             "onset", "apex", "offset", "frames", "length", "kind", "class, given that it is one; or why"
         )
@@ -349,6 +395,9 @@ class Predict:
         report_problems(analysis.problems, console)
         for line in analysis.notes:
             say(console, line)
+        say(console, f"pictures and candidates.json: {self.out}")
+        if self.json:
+            return
         if movements:
             shown.print(table)
         if not (analysis.candidates or analysis.longer):
@@ -358,4 +407,3 @@ class Predict:
                 f"{analysis.curve.max():.2f} of the {analysis.threshold:.2f} that the curve must reach (--strength)",
             )
         say(shown, note)
-        say(console, f"pictures and candidates.json: {self.out}")

@@ -18,6 +18,8 @@ from ..evaluation.metrics import PartScore, accuracy, score, uar, uf1
 from ..evaluation.metrics import Score as Scores
 from ..evaluation.predictions import read_predictions
 from ..plain_text import cell_of_terminal, say, visible
+from ..progress import working
+from .answer import answering
 
 
 @dataclass
@@ -30,6 +32,8 @@ class Score:
     """Folder in which to write the predictions of each seed as a log of the MEGC 2019 challenge."""
     resamples: int = 1000
     """Of the subjects, for the intervals (95 %)."""
+    json: bool = False
+    """Print one JSON document instead of tables."""
 
     def __post_init__(self) -> None:
         if self.resamples < 1:
@@ -37,9 +41,15 @@ class Score:
 
     def run(self, console: Console) -> None:
         predictions = read_predictions(self.predictions)
-        # Of a pipe, rich would take the width to be 80.
-        out = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120, highlight=False)
-        print_score(score(predictions, resamples=self.resamples), out)
+        with working("drawing the intervals", console):
+            scores = score(predictions, resamples=self.resamples)
+        with answering(self.json) as answer:
+            answer.document = scores.as_json()
+        if not self.json:
+            # Of a pipe, rich would take the width to be 80.
+            print_score(
+                scores, Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120, highlight=False)
+            )
         if self.megc_log is not None:
             for seed in predictions.seeds:
                 write_megc_log(self.megc_log / f"seed-{seed}.txt", predictions, seed)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -115,6 +116,9 @@ class Measure:
     def __str__(self) -> str:
         return f"{self.mean:.3f}" + (f" ± {self.sd:.3f}" if len(self.per_seed) > 1 else "")
 
+    def as_json(self) -> dict[str, Any]:
+        return {"mean": self.mean, "sd": self.sd, "per_seed": self.per_seed, "interval": self.interval}
+
     @property
     def interval_text(self) -> str:
         return f"[{self.interval[0]:.3f}, {self.interval[1]:.3f}]"
@@ -160,6 +164,19 @@ class PartScore:
         means = _mean_over_present(recalls(self.confusion).T)
         return dict(zip(self.counts, means.tolist(), strict=True))
 
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "clips": self.clips,
+            "subjects": self.subjects,
+            "uf1": self.uf1.as_json(),
+            "uar": self.uar.as_json(),
+            "accuracy": self.accuracy.as_json(),
+            "counts": self.counts,
+            "f1": self.class_f1,
+            "recall": self.class_recall,
+            "confusion": self.confusion,
+        }
+
     @property
     def always_the_largest(self) -> tuple[str, np.ndarray]:
         """The largest class, and the confusion matrix (C, C) of always predicting it."""
@@ -193,6 +210,16 @@ class Score:
     def shown(self) -> list[PartScore]:
         """Full, and the parts where they differ from it."""
         return [self.full, *(self.parts.values() if len(self.parts) > 1 else ())]
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "stamps": self.stamps,
+            "classes": self.classes,
+            "seeds": self.seeds,
+            "folds": self.folds,
+            "epochs": self.selections,
+            "parts": {part.name: part.as_json() for part in self.shown},
+        }
 
 
 def score(predictions: Predictions, *, resamples: int = 1000, seed: int = 0) -> Score:

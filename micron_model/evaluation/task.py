@@ -17,7 +17,7 @@ from ..data.databases.datasets import load_dataset
 from ..data.databases.expressions import Expression
 from ..data.databases.prepared import FaceConfig, Prepared, prepare
 from ..plain_text import say
-from ..progress import ProgressBar
+from ..progress import ProgressBar, working
 from ..recognizers.base import Examples, MacroExamples, Recipe, Recognizer, Start, name_of
 from ..recognizers.fitting import features_of
 from ..training.problems import report_problems
@@ -120,7 +120,8 @@ def load_task(
     console = console or Console(stderr=True)
     wanted = {x.key: x for x in (inputs if isinstance(inputs, Sequence) else [inputs])}
     scheme = scheme or _SCHEMES[dataset]
-    expressions, census = load_dataset(dataset, root, **options)
+    with working(f"reading {dataset}", console):
+        expressions, census = load_dataset(dataset, root, **options)
     stamps = check_census([census], allow_differences=allow_differences)
     chosen = label(expressions, scheme)
     stamps += check(chosen.expressions)

@@ -109,12 +109,20 @@ def processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+def facts() -> list[dict[str, Any]]:
+    """Who computes each product, of whom, and why; measures what has not been needed so far."""
+    return [
+        {"product": product, "chosen": name, "of": PRODUCTS[product], "reason": _choices[product].reason}
+        for product, name in choices(all=True).items()
+    ]
+
+
 def describe() -> str:
-    """Who computes each product and why, as text, a fact a line; measures what has not been needed so far."""
+    """:func:`facts` as text, a fact a line."""
     lines = [f"{'product on a CPU':<22}{'chosen':<12}of"]
-    for product, name in choices(all=True).items():
-        lines += [f"{product:<22}{name:<12}{', '.join(PRODUCTS[product])}"]
-        lines += [f"{'':<22}{_choices[product].reason}"]
+    for fact in facts():
+        lines += [f"{fact['product']:<22}{fact['chosen']:<12}{', '.join(fact['of'])}"]
+        lines += [f"{'':<22}{fact['reason']}"]
     return "\n".join(lines)
 
 

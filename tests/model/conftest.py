@@ -1,5 +1,6 @@
 import os
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -86,6 +87,19 @@ def shards(sources, tmp_path):
     """Six shards of a run each."""
     write_small_shards(sources, tmp_path / "out", seconds=1.0, frames_per_shard=8)
     return find_shards([tmp_path / "out"])
+
+
+@pytest.fixture
+def documented():
+    """A function that fails for a key, of a document or of what it holds, that the page does not name."""
+    page = (Path(__file__).parents[2] / "docs" / "command_line.md").read_text()
+
+    def check(command, *documents):
+        (row,) = re.findall(rf"^\| `{command}` \| (.*`.*) \|$", page.split("## Answers")[1], re.MULTILINE)
+        named = set(re.findall(r"`(\w+)`", row))
+        assert {key for document in documents for key in document} <= named
+
+    return check
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """``micron data``: what it prints and with which status it ends."""
 
+import json
+
 import pytest
 from empty_trees import whole_smic
 
@@ -13,7 +15,7 @@ def test_a_lookalike_can_be_made_and_is_not_taken_for_the_database(dataset, tmp_
     made = main(["data", "make-lookalike", dataset, str(root), "--subjects", "2", "--side", "8"])
     assert made == 0
     assert "Nothing here is of that database" in (root / "LOOKALIKE.txt").read_text()
-    assert main(["data", "check", dataset, str(root)]) == 1
+    assert main(["data", "check", dataset, str(root)]) == 3
     captured = capsys.readouterr()
     assert f"differs from the official census of {dataset}" in captured.out
     assert "dropped (1)" in captured.out or dataset == "megc2019"
@@ -31,6 +33,24 @@ def test_a_whole_database_is_passed(tmp_path, capsys):
     assert lines[4].split() == ["all", "164", "164", "16", "16"]
     assert lines[-1] == "agrees with the official census of smic"
     assert captured.err == ""
+    assert main(["data", "check", "smic", str(tmp_path), "--json"]) == 0
+    census = json.loads(capsys.readouterr().out)
+    assert census["agrees"] is True
+    assert census["differences"] == []
+    assert census["emotions"]["negative"] == {"clips": 70, "official": 70, "subjects": 11}
+    assert census["clips"] == {"found": 164, "official": 164}
+    assert census["subjects"] == {"found": 16, "official": 16}
+
+
+def test_a_census_that_differs_is_a_document_too(tmp_path, capsys, documented):
+    main(["data", "make-lookalike", "megc2019", str(tmp_path / "root"), "--subjects", "2", "--side", "8"])
+    capsys.readouterr()
+    assert main(["data", "check", "megc2019", str(tmp_path / "root"), "--json"]) == 3
+    census = json.loads(capsys.readouterr().out)
+    documented("data check", census, *census["parts"], *census["emotions"].values(), census["clips"])
+    assert census["agrees"] is False
+    assert [part["dataset"] for part in census["parts"]] == ["casme2", "samm", "smic"]
+    assert {row["reason"] for row in census["parts"][0]["dropped"]}
 
 
 @pytest.mark.parametrize(

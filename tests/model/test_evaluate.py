@@ -188,7 +188,7 @@ def arguments(root, model, out, *more):
     ]  # fmt: skip
 
 
-def test_the_command_writes_predictions_scores_and_a_report(root, model_folder, tmp_path, capsys):
+def test_the_command_writes_predictions_scores_and_a_report(root, model_folder, tmp_path, capsys, documented):
     out = tmp_path / "out"
     command = arguments(root, model_folder, out, "--scheme", "3", "--allow-differences")
     assert main(command) == 0
@@ -204,6 +204,18 @@ def test_the_command_writes_predictions_scores_and_a_report(root, model_folder, 
     assert "0.890" not in page  # of another protocol
     assert (out / "megc" / "seed-0.txt").is_file()
     assert score(read_predictions(out / "baseline-flow.csv")).full.uf1.mean > 0.9
+    assert main([*command, "--json"]) == 0  # nothing is trained again
+    document = json.loads(capsys.readouterr().out)
+    documented("evaluate", document)
+    part = document["scores"]["parts"]["Full"]
+    documented("score", document["scores"], part, part["uf1"])
+    assert document["finished"] is True
+    assert document["report"] == str(out / "report.html")
+    assert document["scores"]["parts"]["Full"]["uf1"]["mean"] == score(predictions).full.uf1.mean
+    assert document["scores"]["parts"]["Full"]["uf1"]["sd"] is None
+    assert set(document["baselines"]) == {"majority class", "shuffled labels", "flow"}
+    assert main(["score", str(out / "predictions.csv"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == document["scores"]
     assert main(["score", str(out / "predictions.csv")]) == 0
     assert f"{score(predictions).full.uf1.mean:.3f}" in capsys.readouterr().out
 

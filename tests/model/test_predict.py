@@ -72,14 +72,20 @@ def test_a_head_that_moves_is_held_still(clips, recognizer, tmp_path):
     assert np.median(swaying.curve) > 1.5 * np.median(analysis.curve)
 
 
-def test_frames_in_which_the_head_is_lost_are_named(clips, recognizer, tmp_path, capsys):
+def test_frames_in_which_the_head_is_lost_are_named(clips, recognizer, tmp_path, capsys, documented):
     frames = clips[1].read(range(40), 128)
     frames[20:22] = 90
     video = write_video(tmp_path / "lost.avi", frames, fps=FPS)
     recognizer.save_pretrained(tmp_path / "recognizer")
     out = tmp_path / "out"
-    assert main(["predict", str(video), "--model", str(tmp_path / "recognizer"), "--out", str(out)]) == 0
-    said = " ".join(capsys.readouterr().err.split())
+    arguments = ["predict", str(video), "--model", str(tmp_path / "recognizer"), "--out", str(out), "--json"]
+    assert main(arguments) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out) == json.loads((out / "candidates.json").read_text())
+    found = json.loads(printed.out)
+    documented("predict", found, found["face"], *(found["candidates"] + found["ignored"]))
+    said = " ".join(printed.err.split())
+    assert "frames 40/40" in said
     assert "2 of 40 frames could not be laid over the others" in said
     assert "the first, 20: " in said
     assert json.loads((out / "candidates.json").read_text())["left_as_they_are"].keys() == {"20", "21"}

@@ -1,12 +1,13 @@
 import contextlib
 import io
 import re
+import time
 
 import pytest
 from rich.console import Console
 
 from micron_model import progress as module
-from micron_model.progress import ProgressBar
+from micron_model.progress import ProgressBar, working
 
 
 @pytest.fixture
@@ -64,6 +65,41 @@ def test_a_terminal_has_bars_that_fit_80_columns():
     assert "399/400" in console.file.getvalue()
     assert "L_agg 0.1234" in console.file.getvalue()
     assert "━" in console.file.getvalue()
+
+
+def test_what_takes_long_shows_that_it_goes_on(monkeypatch):
+    """Before the first of a task is done, between tasks, and where nobody knows how much there is."""
+    monkeypatch.setattr(module, "EVERY", 0.1)
+    console = Console(file=io.StringIO())
+    with working("reading", console):
+        time.sleep(0.3)
+        with ProgressBar(console=console) as progress:
+            progress.add_task("features", total=1, completed=1)
+            progress.add_task("folds", total=2)
+            time.sleep(0.3)
+        time.sleep(0.3)
+    said = [line.split(",")[0] for line in console.file.getvalue().splitlines()]
+    assert [name for i, name in enumerate(said) if said[i - 1 : i] != [name]] == [
+        "reading",
+        "folds 0/2",
+        "reading",
+    ]
+    assert all(said.count(name) >= 2 for name in ("reading", "folds 0/2"))
+
+
+def test_a_line_is_said_once_and_nothing_after_the_end(monkeypatch):
+    monkeypatch.setattr(module, "EVERY", 0.2)
+    console = Console(file=io.StringIO())
+    with ProgressBar(console=console) as progress:
+        task = progress.add_task("folds", total=40)
+        for _ in range(30):
+            time.sleep(0.01)
+            progress.update(task, advance=1)
+    time.sleep(0.3)
+    lines = console.file.getvalue().splitlines()
+    assert len(lines) <= 3
+    assert lines[-1].startswith("folds 30/40")
+    assert module._pulses == {}
 
 
 def test_a_quiet_console_stays_quiet(clock):

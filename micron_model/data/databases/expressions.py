@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from ..clips.problems import Problem
 
@@ -227,6 +227,31 @@ class Census:
             names[clip.reason].append(clip.name)
         total = sum(self.official.counts.values())
         return [f"{total - len(few)} of {total}: {_some(few)} {reason}" for reason, few in names.items()]
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it, each row that is dropped, incomplete or noted among it; null for numbers that nobody states."""
+        official = self.official
+        return {
+            "dataset": self.dataset,
+            "release": (official and official.release) or None,
+            "agrees": not self.differences,
+            "differences": self.differences,
+            "clips": {"found": self.counts.total(), "official": official and sum(official.counts.values())},
+            "subjects": {"found": len(self.subjects), "official": official and official.subjects},
+            "emotions": {
+                emotion: {
+                    "clips": self.counts[emotion],
+                    "official": official and official.counts.get(emotion, 0),
+                    "subjects": len(self.subjects_of.get(emotion, ())),
+                }
+                for emotion in self.emotions
+            },
+            "dropped": [problem._asdict() for problem in self.dropped],
+            "incomplete": [problem._asdict() for problem in self.incomplete],
+            "known_to_be_missing": [clip._asdict() for clip in self.known],
+            "notes": self.notes,
+            "parts": [part.as_json() for part in self.parts],
+        }
 
     def _table(self) -> list[str]:
         official = self.official

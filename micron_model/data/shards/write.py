@@ -29,7 +29,7 @@ from webdataset import TarWriter
 
 from ...limits import read_json
 from ...plain_text import say
-from ...progress import ProgressBar
+from ...progress import ProgressBar, working
 from ...resumable import claimed
 from ...signals import NotedSignals, end_with_parent
 from ...whole_file import whole_file
@@ -274,13 +274,18 @@ def write_shards(
     """
     if workers is not None and workers < 1:
         raise ValueError(f"workers={workers}; at least 1 process must write")
-    clips, problems = find_clips(sources, fps=config.fps)
     console = console or Console(stderr=True)
+    with working("looking for clips", console):
+        clips, problems = find_clips(sources, fps=config.fps)
+        shards = plan_shards(clips, sources, config)
+        # The clips are there for who trains on the shards and must know whom the model has seen.
+        plan = {
+            "settings": asdict(config),
+            "data": fingerprint(clips),
+            "clips": [clip.name for clip in clips],
+        }
     for line in describe_clips(clips):
         say(console, line)
-    shards = plan_shards(clips, sources, config)
-    # The clips are there for who trains on the shards and must know whom the model has seen.
-    plan = {"settings": asdict(config), "data": fingerprint(clips), "clips": [clip.name for clip in clips]}
     with contextlib.ExitStack() as claims:
         try:
             claims.enter_context(claimed(out))
