@@ -34,7 +34,7 @@ demo: $(DEMO)
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-# The site in out/site, opened without a server. Every link and heading that a page names is checked; the code in the pages
+# The site in out/site, which fetches nothing from elsewhere. Every link and heading that a page names is checked; the code in the pages
 # is run by the tests. What draws the pages reads docstrings without importing the packages, so it needs no torch.
 DOCS := $(VENV)/.docs
 $(DOCS): $(STAMP) pyproject.toml constraints.txt

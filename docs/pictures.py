@@ -123,7 +123,7 @@ def draw_poi_topk() -> Figure:
 
 def draw_architecture() -> Figure:
     """Boxes and arrows: pre-training above, evaluation below."""
-    drawn = Figure(figsize=(11, 3.7), layout="constrained")
+    drawn = Figure(figsize=(9.6, 3.3), layout="constrained")
     ax = drawn.subplots()
     ax.axis("off")
     ax.set(xlim=(0, 11), ylim=(0, 3.7))
@@ -134,7 +134,7 @@ def draw_architecture() -> Figure:
                 (x, y), 1.62, 0.82, boxstyle="round,pad=0.03", fc=colour, ec="#9fa8da"
             )
         )
-        ax.text(x + 0.81, y + 0.56, name, ha="center", va="center", fontsize=9.5, weight="bold", color=INK)
+        ax.text(x + 0.81, y + 0.56, name, ha="center", va="center", fontsize=8.6, weight="bold", color=INK)
         ax.text(x + 0.81, y + 0.23, below, ha="center", va="center", fontsize=7.5, color=INK)
 
     def arrow(start: tuple[float, float], end: tuple[float, float]) -> None:
