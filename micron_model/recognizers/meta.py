@@ -59,7 +59,7 @@ class Gradients(NamedTuple):
     beside: list[Tensor]
     """∇a for the parameters that it alone has."""
     measured: dict[str, Tensor]
-    """Primary and auxiliary loss, and the cosine between their gradients over the shared layers."""
+    """Primary and auxiliary loss, and the cosine between their gradients over the shared layers, if there are any."""
 
 
 def cosine_of(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
@@ -100,10 +100,9 @@ def gradients_of(
     of_beside = [g.detach() for g in of_auxiliary[len(values) :]]
     pairs = list(zip(of_primary, of_auxiliary, strict=False))
     both = [pair for name, pair in zip(parameters, pairs, strict=True) if name in shared]
-    measured |= {
-        "auxiliary loss": auxiliary.detach(),
-        "gradient cosine": cosine_of([g for g, _ in both], [a for _, a in both]),
-    }
+    measured["auxiliary loss"] = auxiliary.detach()
+    if both:
+        measured["gradient cosine"] = cosine_of([g for g, _ in both], [a for _, a in both])
     return Gradients([g + weight * a for g, a in pairs], of_beside, measured)
 
 
