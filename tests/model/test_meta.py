@@ -190,6 +190,7 @@ def test_one_clip_makes_no_task():
 # Auxiliary losses
 
 
+@torch.no_grad()
 def test_the_contrastive_loss_is_its_formula():
     torch.manual_seed(0)
     alignment = Contrastive(6).double()
