@@ -30,9 +30,10 @@ $(DEMO):
 demo: $(DEMO)
 	$(BIN)/micron demo --out out/demo
 
-# Two processes of a thread each; a file stays in one, for the fixtures that its tests share.
+# Two processes of a thread each; a file stays in one, for the fixtures that its tests share. Their order is that of
+# tests/conftest.py; by default files of many tests go first, and the few long tests last.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # The site in out/site, which fetches nothing from elsewhere. Every link and heading that a page names is checked; the code in the pages
 # is run by the tests. What draws the pages reads docstrings without importing the packages, so it needs no torch.

@@ -7,12 +7,26 @@ if not torch.cuda.is_available():  # before Triton is imported: its kernels then
     os.environ["TRITON_INTERPRET"] = "1"
 
 
+#: What takes longest begins first: no process is then left alone with one of these at the end (make test).
+LONG = (
+    "test_diagonal_attention.py",
+    "test_triton_compiles.py",
+    "test_equality.py",
+    "test_frame_difference.py",
+    "test_examples.py",
+    "test_poi_topk.py",
+    "test_setup.py",
+    "test_compilers.py",
+)
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
 
 
 def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):
