@@ -19,12 +19,14 @@ from rich.table import Table
 from ..data.clips.inputs import ClipInput
 from ..data.databases.expressions import Expression
 from ..data.databases.prepared import FaceConfig
-from ..evaluation.evaluator import EvaluateConfig, entrants, evaluate
+from ..evaluation.adaptation import without_clips
+from ..evaluation.adaptation_outputs import scores_of, table_of
+from ..evaluation.evaluator import EvaluateConfig, Evaluation, entrants, evaluate
 from ..evaluation.history import figure_of_histories, read_histories, write_history
 from ..evaluation.macro import with_macro
 from ..evaluation.metrics import score
 from ..evaluation.outputs import write_outputs
-from ..evaluation.predictions import read_predictions
+from ..evaluation.predictions import ANOTHER_PROTOCOL, read_predictions
 from ..evaluation.protocols import training_of_parts
 from ..evaluation.published import PUBLISHED
 from ..evaluation.task import Task, finetune, load_task, refuse_overlap
@@ -229,11 +231,29 @@ class Evaluate(Generic[_Recipe]):
                 "scores": scores.as_json(),
                 "baselines": baselines,
             }
+            if evaluation.adapted:
+                found["adapted"] = {
+                    kind: {setting.selection: score(of).as_json() for setting, of in by.items()}
+                    for kind, by in evaluation.adapted.items()
+                }
             answer.document = {**answer.document, **found}
         else:
             parts = training_of_parts(task.folds, task.expressions)
             print_score(scores, Console(highlight=False), parts=parts)
+            self._print_adapted(evaluation, task)
         say(console, f"report: {report}")
+
+    def _print_adapted(self, evaluation: Evaluation, task: Task) -> None:
+        if not evaluation.adapted:
+            return
+        shown = Console(highlight=False)
+        for line in (ANOTHER_PROTOCOL, *without_clips(task, self.recipe, self.config)):
+            say(shown, line)
+        header, *measured = table_of(scores_of(evaluation.adapted))
+        table = Table(*header)
+        for cells in measured:
+            table.add_row(*cells)
+        shown.print(table)
 
 
 def _scores_of(predictions: Path, classes: Sequence[str]) -> dict[str, Any]:

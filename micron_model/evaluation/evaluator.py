@@ -7,7 +7,7 @@ import copy
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,11 +26,25 @@ from ..recognizers.base import Examples, Recipe, Start, name_of, recipe_class
 from ..recognizers.fitting import features_of
 from ..resumable import claimed
 from ..whole_file import remove_partial, whole_file, write_whole
+from .adaptation import Setting, by_setting, without_clips
 from .baselines import majority_class
 from .config import EvaluateConfig as EvaluateConfig
-from .folds import MODEL, SHUFFLED, Job, Trained, Work, finished, path_of, slug, train_all
+from .folds import (
+    ADAPTING,
+    MODEL,
+    ORDINARY,
+    SHUFFLED,
+    Job,
+    Trained,
+    Work,
+    adapted_in,
+    finished,
+    path_of,
+    slug,
+    train_all,
+)
 from .history import write_history
-from .predictions import Prediction, Predictions, write_predictions
+from .predictions import Prediction, Predictions, write_predictions, write_rows
 from .task import Task, refuse_overlap
 
 
@@ -46,12 +60,14 @@ class Entrant(NamedTuple):
 
 
 def entrants(recipe: Recipe, start: Start, config: EvaluateConfig) -> dict[str, Entrant]:
-    """Who takes part, by name: "model", and the baselines other than it.
+    """Who takes part, by name: "model", what it is adapted beside, and the baselines other than it.
 
     Raises:
         ValueError: there is no baseline of a name.
     """
     found = {MODEL: Entrant(recipe, start)}
+    if config.adapt and recipe.ordinary is not None:
+        found[ORDINARY] = Entrant(recipe.ordinary, start)
     for name in config.baselines:
         if name == name_of(recipe):
             continue
@@ -70,6 +86,8 @@ class Evaluation(NamedTuple):
 
     predictions: Predictions
     baselines: dict[str, Predictions]
+    adapted: Mapping[str, Mapping[Setting, Predictions]] = {}
+    """By the other protocol (``adaptation``), if it was asked for: of the model, and of what it is compared with."""
 
 
 def _digest(parts: Iterable[Tensor]) -> str:
@@ -163,6 +181,8 @@ def evaluate(
     index, parts = part
     if not 1 <= index <= parts:
         raise ValueError(f"part={index}/{parts}; it must lie in 1/{parts} to {parts}/{parts}")
+    if config.adapt:
+        without_clips(task, recipe, config)
     for entrant in entrants(recipe, start, config).values():
         refuse_overlap(entrant.start.corpus, task.expressions, allow=allow_overlap)
     if workers is None:
@@ -212,9 +232,11 @@ def _evaluate(
         mine = jobs[part[0] - 1 :: part[1]]
         remaining = [job for job in mine if job not in rows]
         shown = progress.add_task("folds", total=len(mine), completed=len(mine) - len(remaining))
-        for job, predicted, history in train_all(work, remaining, devices, workers):
+        for job, (predicted, history, adapted) in train_all(work, remaining, devices, workers):
             if history:
                 write_history(path_of(out, job, task, "epochs"), history)
+            if adapted:
+                write_rows(path_of(out, job, task, "adapted"), task.classes, adapted)
             path = path_of(out, job, task)  # written last: it says that the fold is done
             path.parent.mkdir(parents=True, exist_ok=True)
             write_predictions(path, Predictions(task.classes, tuple(predicted)))
@@ -254,7 +276,21 @@ def _collect(
     return Evaluation(
         Predictions(task.classes, tuple(model)),
         {name: Predictions(task.classes, tuple(of)) for name, of in (baselines | together).items()},
+        _collect_adapted(out, task, config, jobs) if config.adapt else {},
     )
+
+
+def _collect_adapted(
+    out: Path, task: Task, config: EvaluateConfig, jobs: list[Job]
+) -> dict[str, dict[Setting, Predictions]]:
+    rows: dict[str, list[Prediction]] = {}
+    for job in jobs:
+        if job.kind in ADAPTING:
+            rows.setdefault(job.kind, []).extend(adapted_in(out, job, task, config))
+    return {
+        kind: {s: Predictions(task.classes, tuple(found)) for s, found in by_setting(of_kind, config).items()}
+        for kind, of_kind in rows.items()
+    }
 
 
 def _settings(

@@ -20,15 +20,19 @@ from ..models import products
 from ..recognizers.base import Examples, Recipe, Start
 from ..recognizers.fitting import logits_of
 from ..signals import end_with_parent
+from .adaptation import draw, predict_adapted, settings_of
 from .baselines import shuffled_labels
 from .config import EvaluateConfig
 from .history import History
 from .metrics import confusion_matrix, uf1
-from .predictions import Prediction, read_predictions
+from .predictions import Prediction, read_predictions, read_rows
 from .protocols import check_fold, inner_split
 from .task import Task, positions
 
 MODEL, SHUFFLED = "model", "shuffled"
+#: The same network, trained in the ordinary way: what adapting the model is compared with.
+ORDINARY = "ordinary fine-tuning"
+ADAPTING = (MODEL, ORDINARY)
 
 
 class Job(NamedTuple):
@@ -83,8 +87,18 @@ class _BestEpoch:
             self.best, self.logits = score, self.predict(self.test)
 
 
-def train_fold(work: Work, job: Job) -> tuple[list[Prediction], History]:
-    """Train one fold and predict its test side: the predictions, and what the training measured."""
+class Outcome(NamedTuple):
+    """What came of a fold."""
+
+    predictions: list[Prediction]
+    history: History
+    """What the training measured."""
+    adapted: list[Prediction]
+    """By the other protocol, of every setting (``adaptation``); none unless it is asked for."""
+
+
+def train_fold(work: Work, job: Job) -> Outcome:
+    """Train one fold and predict its test side."""
     task, config = work.task, work.config
     recipe, start, examples = work.trained[job.kind]
     fold = task.folds[job.fold]
@@ -125,7 +139,12 @@ def train_fold(work: Work, job: Job) -> tuple[list[Prediction], History]:
         for i, values, predicted in rows
         for e in [task.expressions[i]]
     ]  # fmt: skip
-    return predictions, recognizer.history
+    adapted = []
+    if config.adapt and job.kind in ADAPTING:
+        adapted = predict_adapted(
+            recipe, recognizer, examples, task, fold, config, seed=seed, job_seed=job.seed
+        )
+    return Outcome(predictions, recognizer.history, adapted)
 
 
 _work: Work
@@ -140,17 +159,17 @@ def _start_worker(work: Work, devices: torch.multiprocessing.SimpleQueue, chosen
     _work = replace(work, device=devices.get())
 
 
-def _train_in_worker(job: Job) -> tuple[Job, list[Prediction], History]:
-    return job, *train_fold(_work, job)
+def _train_in_worker(job: Job) -> tuple[Job, Outcome]:
+    return job, train_fold(_work, job)
 
 
 def train_all(
     work: Work, jobs: Sequence[Job], devices: Sequence[str], workers: int
-) -> Iterator[tuple[Job, list[Prediction], History]]:
+) -> Iterator[tuple[Job, Outcome]]:
     """Folds as they are finished; each process keeps to one device."""
     workers = min(workers, len(jobs))
     if workers <= 1:
-        yield from ((job, *train_fold(work, job)) for job in jobs)
+        yield from ((job, train_fold(work, job)) for job in jobs)
         return
     context = torch.multiprocessing.get_context("spawn")
     queue = context.SimpleQueue()
@@ -177,9 +196,33 @@ def slug(name: str) -> str:
 
 
 def path_of(out: Path, job: Job, task: Task, what: str = "folds") -> Path:
-    """The csv of a fold's predictions, or, among the "epochs", of what its training measured."""
+    """The csv of a fold's predictions, or, among the "epochs", of what its training measured, or, among the "adapted",
+    of its predictions by the other protocol."""
     fold = task.folds[job.fold].name.replace("/", "-")
     return out / what / f"{slug(job.kind)}-{job.seed}" / f"{fold}.csv"
+
+
+def adapted_in(out: Path, job: Job, task: Task, config: EvaluateConfig) -> list[Prediction]:
+    """What a fold that was done before gave by the other protocol.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        ValueError: what is there is not of this fold, or not all of it.
+    """
+    fold = task.folds[job.fold]
+    tested = [i for subject in draw(task, fold, config.adapt, job.seed) for i in subject.tested]
+    if not tested:
+        return []
+    path = path_of(out, job, task, "adapted")
+    _, rows = read_rows(path, task.classes)
+    expected = {
+        (task.expressions[i].name, setting.selection) for i in tested for setting in settings_of(config)
+    }
+    if {(row.clip, row.selection) for row in rows} != expected or {row.seed for row in rows} != {job.seed}:
+        raise ValueError(
+            f"{path}: holds other clips than fold {fold.name} adapts to; delete it to do the fold again"
+        )
+    return list(rows)
 
 
 def finished(out: Path, job: Job, task: Task, config: EvaluateConfig) -> list[Prediction] | None:
@@ -191,6 +234,8 @@ def finished(out: Path, job: Job, task: Task, config: EvaluateConfig) -> list[Pr
     path = path_of(out, job, task)
     try:
         predictions = read_predictions(path, task.classes)
+        if config.adapt and job.kind in ADAPTING:
+            adapted_in(out, job, task, config)
     except FileNotFoundError:
         return None
     fold = task.folds[job.fold]

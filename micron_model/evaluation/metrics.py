@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from .predictions import LEAKY, Prediction, Predictions
+from .predictions import ADAPTED, ANOTHER_PROTOCOL, LEAKY, Prediction, Predictions
 
 MIN_SEEDS = 5
 """With fewer runs than this, mean and sd say little; every output then says so."""
@@ -255,6 +255,8 @@ def stamps(predictions: Predictions) -> list[str]:
     selections = sorted({row.selection for row in rows})
     if LEAKY in selections:
         lines.append(f"{LEAKY}. This is a diagnostic of what such a choice is worth, not a result")
+    if any(selection.startswith(ADAPTED) for selection in selections):
+        lines.append(ANOTHER_PROTOCOL)
     if len(selections) > 1:
         lines.append(f"Epochs were chosen in several ways: {', '.join(selections)}")
     if len(seeds) < MIN_SEEDS:

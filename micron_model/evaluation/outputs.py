@@ -11,6 +11,8 @@ import torch
 
 from .. import html_page
 from ..recognizers.base import Recipe, Start, name_of
+from .adaptation import without_clips
+from .adaptation_outputs import write_adapted
 from .evaluator import EvaluateConfig, Evaluation, features_in
 from .folds import MODEL
 from .history import figure_of_histories, read_histories
@@ -71,6 +73,9 @@ def write_outputs(
         pictures=[*_training(out), *_pictures(task, recipe, start, predictions)],
         stamps=[*task.stamps, *refuse_overlap(start.corpus, task.expressions, allow=True)],
         parts=training_of_parts(task.folds, task.expressions),
+        further=[write_adapted(out, evaluation.adapted, without_clips(task, recipe, config))]
+        if evaluation.adapted
+        else [],
     )
     if set(predictions.classes) == {"negative", "positive", "surprise"} and config.stamp != LEAKY:
         for seed in predictions.seeds:

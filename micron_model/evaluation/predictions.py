@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,14 @@ LEAKY = "LEAKY: best epoch on the test subjects"
 
 SELECTIONS = ("last", "inner", LEAKY)
 """How the epoch was chosen: the last one; the best on an inner split of the training subjects; the diagnostic."""
+
+ADAPTED = "ADAPTED"
+"""Begins the selection of predictions by another protocol (``adaptation``), after the last epoch."""
+ANOTHER_PROTOCOL = (
+    "Another protocol: labelled clips of each tested subject adapt the recognizer; such scores do not compare with "
+    "those of subjects that are left out altogether"
+)
+_ADAPTED = re.compile(rf"{ADAPTED} on (\d+) labelled clips of the tested subject, (\d+) steps")
 
 _BEFORE_LOGITS = ("dataset", "subject", "clip", "truth", "prediction")
 _AFTER_LOGITS = ("fold", "seed", "selection")
@@ -35,7 +44,7 @@ class Prediction:
         logits: one a class, in the order of ``Predictions.classes``.
         fold: name of the fold whose test side holds the clip.
         seed: of the run.
-        selection: one of ``SELECTIONS``.
+        selection: one of ``SELECTIONS``, or what :func:`adapted_on` gives.
     """
 
     dataset: str
@@ -131,10 +140,15 @@ def _check_row(row: Prediction, classes: Sequence[str], where: str) -> None:
     if row.logits[classes.index(row.prediction)] < max(row.logits):
         best = classes[row.logits.index(max(row.logits))]
         raise ValueError(f"{where}: prediction {row.prediction!r}, but the highest logit is that of {best!r}")
-    if row.selection not in SELECTIONS:
+    if row.selection not in SELECTIONS and not _ADAPTED.fullmatch(row.selection):
         raise ValueError(
             f"{where}: selection {row.selection!r} is none of {', '.join(map(repr, SELECTIONS))}"
         )
+
+
+def adapted_on(clips: int, steps: int) -> str:
+    """The selection of predictions of a recognizer that so many clips of the tested subject adapted."""
+    return f"{ADAPTED} on {clips} labelled clips of the tested subject, {steps} steps"
 
 
 def write_predictions(path: Path, predictions: Predictions) -> None:
@@ -146,14 +160,19 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
     Raises:
         RuntimeError: it cannot be written.
     """
-    columns = [*_BEFORE_LOGITS, *(f"logit_{name}" for name in predictions.classes), *_AFTER_LOGITS]
+    write_rows(path, predictions.classes, predictions.rows)
+
+
+def write_rows(path: Path, classes: Sequence[str], predictions: Sequence[Prediction]) -> None:
+    """The same of rows that need not be of one protocol, and are not checked."""
+    columns = [*_BEFORE_LOGITS, *(f"logit_{name}" for name in classes), *_AFTER_LOGITS]
     rows = [
         [
             *(in_csv(getattr(row, name)) for name in _BEFORE_LOGITS),
             *(repr(float(value)) for value in row.logits),
             *(in_csv(str(getattr(row, name))) for name in _AFTER_LOGITS),
         ]
-        for row in predictions.rows
+        for row in predictions
     ]
     write_whole(path, to_csv([columns, *rows]))
 
@@ -170,6 +189,16 @@ def read_predictions(path: Path, classes: Sequence[str] | None = None) -> Predic
         ValueError: columns are missing or unknown, a cell is not a number where one is needed, or what
             :class:`Predictions` refuses. The message names file, row and value; rows are counted without the header.
     """
+    try:
+        return Predictions(*read_rows(path, classes))
+    except ValueError as error:
+        raise ValueError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
+
+
+def read_rows(
+    path: Path, classes: Sequence[str] | None = None
+) -> tuple[tuple[str, ...], tuple[Prediction, ...]]:
+    """Classes and rows of a csv as :func:`write_rows` writes it; raises as :func:`read_predictions`."""
     header, *lines = read_csv(path) or [[]]
     try:
         found = _classes_of(header)
@@ -177,8 +206,9 @@ def read_predictions(path: Path, classes: Sequence[str] | None = None) -> Predic
             raise ValueError(
                 f"its classes are {', '.join(found)}; those of the task are {', '.join(classes)}"
             )
-        rows = [_parse(line, number, header, found) for number, line in enumerate(lines, 1) if line]
-        return Predictions(found, tuple(rows))
+        return found, tuple(
+            _parse(line, number, header, found) for number, line in enumerate(lines, 1) if line
+        )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 

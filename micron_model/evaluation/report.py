@@ -62,6 +62,7 @@ def write_report(
     pictures: Sequence[Picture] = (),
     stamps: Sequence[str] = (),
     parts: str = "",
+    further: Sequence[tuple[str, str]] = (),
 ) -> Path:
     """Write ``report.html``, self-contained, its PNGs, ``predictions.csv``, ``scores.csv``, ``subjects.csv`` and a csv
     of each baseline to ``out``.
@@ -76,6 +77,7 @@ def write_report(
         pictures: shown in this order.
         stamps: what must be said on top, beyond what the predictions themselves call for.
         parts: what was trained on for the scores of single datasets (``protocols.training_of_parts``).
+        further: sections of another origin: title and HTML.
 
     Returns:
         The path of the page.
@@ -105,7 +107,7 @@ def write_report(
     for name, data in drawn.items():
         write_whole(out / f"{name}.png", data)
     sections = [
-        ("", _banner(all_stamps)),
+        ("", banner(all_stamps)),
         ("Scores", _score_table(runs, published) + _score_note(scores)),
         *([("By dataset", _part_table(runs, parts))] if len(scores.parts) > 1 else []),
         ("Classes", _class_table(scores)),
@@ -113,6 +115,7 @@ def write_report(
             "Confusions",
             html_page.image(drawn["confusions"], "confusion matrices: rows true, columns predicted"),
         ),
+        *further,
         *_feature_section(drawn),
         *[(p.title, _picture(p)) for p in pictures],
         ("Subjects", html_page.grid(_subject_rows(predictions, ()))),
@@ -147,7 +150,8 @@ def _leaky(baselines: Mapping[str, Score]) -> list[str]:
     return [f"Baseline {name!r}: {LEAKY}" for name, scores in baselines.items() if LEAKY in scores.selections]
 
 
-def _banner(stamps: Sequence[str]) -> str:
+def banner(stamps: Sequence[str]) -> str:
+    """HTML of what must be said."""
     lines = "".join(f"<p>{in_page(stamp)}</p>" for stamp in stamps)
     return f'<div class="banner">{lines}</div>' if stamps else ""
 

@@ -266,6 +266,11 @@ class Recipe(ABC):
             "trained by gradient can be adapted"
         )
 
+    @property
+    def ordinary(self) -> Recipe | None:
+        """The recipe that trains the same network in the ordinary way, to compare with; None if this one does."""
+        return None
+
     def settings(self) -> dict[str, Any]:
         """What decides the training, beside the start: what a report shows, and what may not change between calls."""
         return asdict(self)

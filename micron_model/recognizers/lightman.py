@@ -105,6 +105,10 @@ class LightmanRecipe(Recipe):
     def inference_precision(self) -> Literal["auto", "fp32", "bf16"]:
         return self.wrapped.inference_precision
 
+    @property
+    def ordinary(self) -> Recipe:
+        return self.wrapped
+
     def start(self) -> Start:
         return self.wrapped.start()
 
