@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 DEMO   := $(VENV)/.installed-for-demo
 
-.PHONY: demo test docs fuzz lint format install clean bench wheel try-wheel abi-check sanitize-cpu sanitize bench-gpu
+.PHONY: demo test docs fuzz lint format install browser clean bench wheel try-wheel abi-check sanitize-cpu sanitize bench-gpu
 
 install: $(STAMP)
 
@@ -44,6 +44,10 @@ $(DOCS): $(STAMP) pyproject.toml constraints.txt
 
 docs: $(DOCS)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# What drives the Chromium of the system, for the test of the page of `micron serve`.
+browser: $(STAMP)
+	$(PIP) playwright
 
 # Damaged files of every kind that is read, half an hour of each; make fuzz SEED=1 for others.
 SEED ?= 0

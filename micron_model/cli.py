@@ -24,6 +24,7 @@ from .commands.answer import Status, answering
 from .commands.data import DataCommand
 from .commands.recognition import Evaluate, Finetune, Predict, parse_with_recognizer
 from .commands.score import Score
+from .commands.serve import Serve
 from .data import Clip, find_clips, synthetic_clips
 from .data.clips.faces import inside_outline
 from .data.clips.find import describe_clips
@@ -223,6 +224,7 @@ _Command = Union[  # noqa: UP007  (mypy and tyro read a Union of Annotated)
     Annotated[Finetune[MicronBERTRecipe], tyro.conf.subcommand("finetune")],
     Annotated[Predict, tyro.conf.subcommand("predict")],
     Annotated[Score, tyro.conf.subcommand("score")],
+    Annotated[Serve, tyro.conf.subcommand("serve")],
     Annotated[Info, tyro.conf.subcommand("info")],
 ]
 
