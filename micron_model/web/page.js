@@ -3,6 +3,7 @@
 const about = JSON.parse(document.getElementById("about").textContent);
 const at = (id) => document.getElementById(id);
 let job = null;
+let redraw = () => {};
 
 function element(name, options = {}, children = []) {
   const made = Object.assign(document.createElement(name), options);
@@ -111,8 +112,9 @@ function report(found, id) {
     element("a", {href: `${folder}candidates.json`, textContent: "all of it as JSON"}),
     element("a", {href: `${folder}micron.zip`, textContent: "JSON and pictures (zip)"}),
   );
+  redraw = () => {};
   if (!found.curve) { choose(null, {pictures: found.pictures}, folder); return; }
-  const spans = plot(found, movements, (i) => pick(i));
+  let spans = [], now = null;
   const buttons = movements.map((movement, i) => {
     const button = element("button", {type: "button", className: movement.group}, [
       `${movement.seconds.apex.toFixed(2)} s`,
@@ -122,11 +124,20 @@ function report(found, id) {
     return button;
   });
   at("movements").replaceChildren(...buttons);
+  redraw = () => {
+    spans = plot(found, movements, pick);
+    mark();
+  };
+  function mark() {
+    spans.forEach((span, i) => span.classList.toggle("on", i === now));
+  }
   function pick(chosen) {
-    spans.forEach((span, i) => span.classList.toggle("on", i === chosen));
+    now = chosen;
+    mark();
     buttons.forEach((button, i) => button.setAttribute("aria-pressed", String(i === chosen)));
     choose(movements[chosen], movements[chosen], folder);
   }
+  redraw();
   const first = movements.findIndex((movement) => movement.group === "micro");
   if (movements.length) pick(Math.max(first, 0));
 }
@@ -199,6 +210,7 @@ function plot(found, movements, pick) {
 
 at("limits").textContent = `A file of at most ${about.megabytes} MB, a video of at most ${about.seconds} s.` +
   (about.classes ? "" : " No recognizer was given, so no class is named.");
+window.addEventListener("resize", () => redraw());
 at("files").accept = [...about.videos, ...about.images].join(",");
 at("files").addEventListener("change", () => { if (at("files").files.length) look([...at("files").files]); });
 at("synthetic").addEventListener("click", () => look([]));

@@ -43,7 +43,7 @@ def test_a_whole_database_is_passed(tmp_path, capsys):
 
 
 def test_a_census_that_differs_is_a_document_too(tmp_path, capsys, documented):
-    main(["data", "make-lookalike", "megc2019", str(tmp_path / "root"), "--subjects", "2", "--side", "8"])
+    main(["data", "make-lookalike", "megc2019", str(tmp_path / "root"), "--subjects", "1", "--side", "8"])
     capsys.readouterr()
     assert main(["data", "check", "megc2019", str(tmp_path / "root"), "--json"]) == 3
     census = json.loads(capsys.readouterr().out)
