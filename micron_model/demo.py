@@ -309,8 +309,8 @@ def _render(
                 + '<p class="note">AUROC of each map against the quarter of the patches that truly moved most, by what '
                 f"else changes from frame to frame: the mean over {len(HELD_OUT_SUBJECTS)} held-out identities, below "
                 f"it the 95 % interval of a bootstrap over them. {len(held_out.clips)} pairs, each apex laid over its "
-                f"onset, but in the first row; {left} at most of a level could not be. The outline is an ellipse about "
-                "the middle of the frame: nothing outside it is taken to move. More nuisances, more plain "
+                f"onset, but in the first row; {left} at most of a level could not be. The outline is an ellipse in "
+                "the box of the face: nothing outside it is taken to move. More nuisances, more plain "
                 "means, and faces of photographs that were not trained on: bench/experiments/localisation.md.</p>",
             ),
             (
