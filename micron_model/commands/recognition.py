@@ -26,6 +26,7 @@ from ..evaluation.history import figure_of_histories, read_histories, write_hist
 from ..evaluation.macro import with_macro
 from ..evaluation.metrics import score
 from ..evaluation.outputs import write_outputs
+from ..evaluation.person import adapt_to_person
 from ..evaluation.predictions import ANOTHER_PROTOCOL, read_predictions
 from ..evaluation.protocols import training_of_parts
 from ..evaluation.published import PUBLISHED
@@ -355,6 +356,11 @@ class Predict:
     """Of a recognizer outside this package: what it is, package.module:Recipe."""
     fps: float | None = None
     """Frame rate of a folder of images (30 if not given), or of a video in place of what it states."""
+    adapt: Path | None = None
+    """A csv of labelled clips of the person in the video, with the columns clip (a folder of images or a video) and
+    emotion: they adapt the recognizer first."""
+    adapt_steps: int = 5
+    """Steps of the gradient on those clips."""
     json: bool = False
     """Print one JSON document, that of candidates.json, instead of a table."""
     spot: tyro.conf.OmitArgPrefixes[SpotConfig] = field(default_factory=SpotConfig)
@@ -364,6 +370,11 @@ class Predict:
             recipe = None if self.recognizer is None else recipe_class(self.recognizer)
             with working("loading the recognizer", console):
                 model = load_recognizer(self.model, recipe)
+            if self.adapt is not None:
+                face = FaceConfig(margin=self.spot.margin, stabilize=self.spot.stabilize)
+                model = adapt_to_person(
+                    model, self.adapt, steps=self.adapt_steps, recipe=recipe, face=face, console=console
+                )
             with claimed(self.out):
                 self._run(model, console, answer)
 

@@ -130,18 +130,37 @@ def load(path: str | Path) -> Dataset:
     return _collect(path, _in_folders(path, sorted([*folders, *videos])), notes)
 
 
-def _listed(path: Path) -> Iterator[_Found]:
+def load_of_person(path: Path) -> Dataset:
+    """Clips of one person, micro-expressions too: a csv as :func:`load` takes it, in which the subject may be left out.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the csv lacks a column, names several subjects, or no clip has an emotion.
+    """
+    if path.is_dir():
+        raise ValueError(f"{path}: is a folder; clips of a person are listed in a csv, by clip and emotion")
+    found = _collect(path, _listed(path, ("clip", "emotion")), [f"rows of {path}"])
+    if len(people := sorted(found.census.subjects)) > 1:
+        raise ValueError(
+            f"{path}: lists clips of {len(people)} people ({', '.join(people[:4])}); give those of one"
+        )
+    return found
+
+
+def _listed(path: Path, needed: Sequence[str] = ("clip", "subject", "emotion")) -> Iterator[_Found]:
     columns, *rows = read_csv(path) or [[]]
     roles = [column.strip().lower() for column in columns]
-    for role in ("clip", "subject", "emotion"):
+    for role in needed:
         if role not in roles:
             raise ValueError(
-                f"{path}: no column {role!r}; its columns are {', '.join(columns) or '(none)'}. Macro-expressions are "
-                "listed by clip, subject and emotion, and if it is known dataset, onset, apex, offset"
+                f"{path}: no column {role!r}; its columns are {', '.join(columns) or '(none)'}. Clips are listed by "
+                f"{', '.join(needed)}, and if it is known dataset, onset, apex, offset"
             )
     for number, row in enumerate(rows, 2):
         cells = {role: cell.strip() for role, cell in zip(roles, row, strict=False)}
         if any(cells.values()):
+            if "subject" not in roles:
+                cells["subject"] = "the person"
             clip = cells.get("clip", "")
             yield _Found(clip, path.parent / clip, f"{path}, row {number}", cells)
 
@@ -185,7 +204,7 @@ def _collect(path: Path, listed: Iterator[_Found], notes: Sequence[str]) -> Data
         reasons = found.census.dropped
         some = "; ".join(f"{problem.path}: {problem.reason}" for problem in reasons[:3])
         raise ValueError(
-            f"{path}: none of {len(reasons)} clips can be used as a macro-expression{': ' * bool(some)}{some}. Each "
+            f"{path}: none of {len(reasons)} clips can be used{': ' * bool(some)}{some}. Each "
             f"needs a subject and an emotion: a csv with the columns clip, subject, emotion, given in place of the "
             f"folder or in it as {LIST}; or folders <subject>/<emotion>/<clip>; or CREMA-D's names"
         )
