@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import importlib.util
 import os
@@ -50,6 +49,8 @@ def _ninja() -> str:
 @functools.cache
 def operators() -> Any:
     """The emulated operators; compiles what has changed."""
+    import fcntl  # not on Windows, which has no emulation
+
     build = ROOT / "build" / "emulated"
     build.mkdir(parents=True, exist_ok=True)
     torch_folder = Path(torch.__file__).parent
