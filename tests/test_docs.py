@@ -167,6 +167,8 @@ def options(things_at_hand):
             "predict",
             "finetune",
             "score",
+            "serve",
+            "info",
             "data check",
             "data make-lookalike",
         ),

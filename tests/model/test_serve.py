@@ -357,6 +357,8 @@ def test_a_browser_shows_it(served, pair, tmp_path):
         assert len(json.loads(Path(download.value.path()).read_text())["candidates"]) == 3
         page.set_viewport_size({"width": 390, "height": 844})
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        drawn = page.locator("#plot svg").get_attribute("viewBox").split()
+        assert int(drawn[2]) <= 390
         page.screenshot(path=pictures / "phone.png", full_page=True)
         page.set_input_files("#files", pair)
         page.wait_for_selector("#panels img[src$='flow.png']")
