@@ -1,6 +1,7 @@
 """What README and documentation say is run: Python as it stands, commands through the parser of the command line."""
 
 import contextlib
+import functools
 import io
 import os
 import re
@@ -103,9 +104,11 @@ def commands(page):
                 yield words
 
 
-def check_micron(arguments):
+@functools.cache
+def check_micron(*arguments):
+    """Pages share commands; each is parsed once."""
     try:
-        cli._parse(arguments)
+        cli._parse(list(arguments))
     except SystemExit as stopped:
         if stopped.code or not {"--help", "--tyro-print-completion"} & set(arguments):
             pytest.fail(f"micron {shlex.join(arguments)}")
@@ -115,9 +118,9 @@ def check_command(words):
     """Whether a command could run: its program, its options, the files and the targets that it names."""
     program, *rest = words
     if "micron_model.cli" in words:  # by python -m, or by torchrun
-        check_micron(words[words.index("micron_model.cli") + 1 :])
+        check_micron(*words[words.index("micron_model.cli") + 1 :])
     elif program == "micron":
-        check_micron(rest)
+        check_micron(*rest)
     elif program == "make":
         targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert {w for w in rest if "=" not in w} <= set(targets)
