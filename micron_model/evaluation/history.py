@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ..limits import read_file
 from ..plain_text import in_figure, to_csv
@@ -63,6 +64,7 @@ def figure_of_histories(histories: Sequence[Mapping[str, np.ndarray]]) -> Figure
         if any("cosine" in name for name in shown):
             axes.axhline(0, color="0.4", linewidth=0.8)
         axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.legend(frameon=False, fontsize=8)
     return figure
