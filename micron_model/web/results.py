@@ -183,8 +183,8 @@ def _png(image: np.ndarray, interpolation: int) -> bytes:
 
 def _synthetic_frames() -> Iterator[np.ndarray]:
     """BGR; at rest between three movements of one face."""
-    subject, side = 1, 160
+    subject, side = 1, 128
     for label in list(CLASSES)[:3]:
         clip = SyntheticClip(subject, label)
-        for number in range(len(clip) + round(FPS / 2)):
+        for number in range(len(clip) + round(FPS / 4)):
             yield clip.read([number], side)[0].transpose(1, 2, 0)[:, :, ::-1]
