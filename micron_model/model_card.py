@@ -96,6 +96,6 @@ def _learned_from(training: Training) -> str:
         said.append(_as_code({"data": training.data}) + "\n")
     if training.subjects is not None:
         said.append(_names("subjects", training.subjects))
-    if training.clips is not None:
+    if training.clips:
         said.append(_names("clips of a pre-training", training.clips))
     return "\n".join(said) or "This is not known of it.\n"

@@ -1,5 +1,6 @@
 """What SLSTT learns on look-alikes, beside μ-BERT and plain means.
 
+    python bench/experiments/localisation.py --train --only "movement, flow"    # μ-BERT for its pre-trained rows
     python bench/experiments/slstt.py run [casme2-easy …]    # goes on after a stop; tasks may run side by side
     python bench/experiments/slstt.py report                 # slstt.md, slstt.json, slstt.png beside it
 
@@ -37,6 +38,7 @@ from micron_model.recognizers.slstt import SLSTTRecipe
 
 HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "examples"))
+from localisation import model_of  # noqa: E402
 from own_recognizer import Convolutional  # noqa: E402  (what the examples' page runs)
 
 SEEDS = 3
@@ -53,7 +55,12 @@ TITLES = {
     "casme2-medium": "CASME II, medium",
     "casme2-hard": "CASME II, hard",
     "megc2019-easy": "composite, easy",
+    "megc2019-medium": "composite, medium",
+    "megc2019-hard": "composite, hard",
 }
+#: Where the slow rows run: the ends of the range.
+ENDS = ("casme2-easy", "casme2-hard", "megc2019-easy", "megc2019-hard")
+HARD = ("casme2-hard", "megc2019-hard")
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,15 @@ def untrained() -> Start:
     return start_from(MicronBERT(preset("tiny", tied_start=True)).eval(), Start().corpus)
 
 
+def untrained_with_flow() -> Start:
+    return start_from(model_of("movement, flow, untrained", 0), Start().corpus)
+
+
+def pretrained() -> Start:
+    """On movement, by other identities of the photographs that the look-alikes warp (see localisation.py)."""
+    return start_from(model_of("movement, flow", 0), Start().corpus)
+
+
 #: Training from scratch on few clips wants another optimiser than the authors' (see the row that has theirs).
 SCRATCH: dict[str, Any] = {
     "preset": "tiny", "optimizer": "adamw", "learning_rate": 2e-3, "warmup": 0.1, "weight_decay": 0.05,
@@ -102,7 +118,7 @@ class Row:
     recipe: Recipe
     start: Callable[[], Start] = Start
     shuffled: bool = False
-    tasks: Sequence[str] = ("casme2-easy", "casme2-hard", "megc2019-easy")
+    tasks: Sequence[str] = ENDS
 
 
 ROWS = {
@@ -111,6 +127,18 @@ ROWS = {
     "lstm": Row("SLSTT tiny, LSTM, flow", SLSTTRecipe(**SCRATCH), shuffled=True),
     "mean": Row("SLSTT tiny, mean, flow", SLSTTRecipe(**SCRATCH, aggregator="mean")),
     "micron-bert": Row("μ-BERT, frozen, untrained (tied start)", MicronBERTRecipe(freeze="encoder"), untrained),
+    "flow-untrained": Row(
+        "μ-BERT with flow as an input, frozen, untrained", MicronBERTRecipe(freeze="encoder"), untrained_with_flow
+    ),
+    "pretrained": Row(
+        "μ-BERT with flow as an input, frozen, pre-trained on movement", MicronBERTRecipe(freeze="encoder"), pretrained
+    ),
+    "whole": Row(
+        "μ-BERT with flow as an input, trained from random weights", MicronBERTRecipe(), untrained_with_flow, tasks=HARD
+    ),
+    "pretrained-whole": Row(
+        "μ-BERT with flow as an input, trained, pre-trained on movement", MicronBERTRecipe(), pretrained, tasks=HARD
+    ),
     "example": Row("examples/own_recognizer.py", Convolutional(), tasks=tuple(TITLES)),
     "frames": Row("SLSTT tiny, LSTM, frames", SLSTTRecipe(**SCRATCH, look="frames")),
     "encoder": Row(
@@ -151,7 +179,10 @@ def task_of(name: str, inputs: Sequence) -> Task:
 def run(names: Sequence[str]) -> None:
     torch.set_num_threads(1)
     for name in names:
-        rows = {key: row for key, row in ROWS.items() if name in row.tasks}
+        rows = {
+            key: row for key, row in ROWS.items()
+            if name in row.tasks and not (OUT / name / f"{key}.json").exists()
+        }  # fmt: skip
         inputs = [OnsetApex(64), *(row.recipe.clip_input(row.start()) for row in rows.values())]
         task = task_of(name, inputs)
         for key, row in rows.items():
@@ -166,9 +197,6 @@ def run(names: Sequence[str]) -> None:
 
 def keep(task: str, key: str, row: Row, found: Evaluation, data: Task, seconds: float) -> None:
     """A json a row, with the CPU seconds of the run that trained it."""
-    path = OUT / task / f"{key}.json"
-    if path.exists():
-        return
     named = {row.name: found.predictions}
     if row.shuffled:
         named[f"{row.name}: shuffled labels"] = found.baselines["shuffled labels"]
@@ -184,7 +212,7 @@ def keep(task: str, key: str, row: Row, found: Evaluation, data: Task, seconds: 
             }
         )  # fmt: skip
         print(task, name, full.uf1, full.uf1.interval_text, f"{seconds:.0f} s", flush=True)
-    path.write_text(json.dumps(entries))
+    (OUT / task / f"{key}.json").write_text(json.dumps(entries))
 
 
 def report() -> None:

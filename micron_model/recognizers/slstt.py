@@ -210,7 +210,7 @@ class SLSTTRecipe(Fitting):
         groups = self.groups(recognizer)
         for group in groups:
             group["weight_decay"] = self.weight_decay  # of all that is trained, as the authors have it
-        return torch.optim.SGD(groups, lr=0.0, momentum=0.9)
+        return torch.optim.SGD(groups, lr=0.0, momentum=0.9, fused=recognizer.device.type in ("cpu", "cuda"))
 
     def schedule(self, step: int, steps: int) -> float:
         if self.optimizer == "adamw":
