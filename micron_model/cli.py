@@ -22,7 +22,8 @@ from micron_kernels import info as kernels_info
 
 from .commands.answer import Status, answering
 from .commands.data import DataCommand
-from .commands.recognition import Evaluate, Finetune, Predict, parse_with_recognizer
+from .commands.predict import Predict
+from .commands.recognition import Evaluate, Finetune, parse_with_recognizer
 from .commands.score import Score
 from .commands.serve import Serve
 from .data import Clip, find_clips, synthetic_clips

@@ -83,7 +83,7 @@ def test_the_terminal_is_shown_what_it_would_obey(predictions, tmp_path, capsys)
 
 @pytest.mark.filterwarnings("ignore:Glyph .* missing")
 def test_a_prediction_of_bad_classes_goes_to_its_end(small, clips, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("micron_model.commands.recognition.Console", lambda **k: Console(width=4000, **k))
+    monkeypatch.setattr("micron_model.commands.predict.Console", lambda **k: Console(width=4000, **k))
     model = MicronBERTRecognizer.from_pretrained_backbone(small(tied_start=True), BAD, regions=2)
     model.config.trained_on = "".join(BAD)
     model.save_pretrained(tmp_path / "recognizer")
