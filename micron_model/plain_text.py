@@ -7,9 +7,11 @@ import html
 import io
 import re
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.text import Text
+if TYPE_CHECKING:  # models are loaded where nothing is shown
+    from rich.console import Console
+    from rich.text import Text
 
 _LONGEST = 2000
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
@@ -33,11 +35,15 @@ def visible(text: object, most: int = _LONGEST, keep: str = "") -> str:
 
 def say(console: Console, line: object) -> None:
     """A line to people, nothing of it markup. Not wrapped: a path that is broken over two lines cannot be copied."""
+    from rich.text import Text
+
     console.print(Text(visible(line, 10**5, keep="\n")), soft_wrap=True)
 
 
 def cell_of_terminal(text: object) -> Text:
     """For a table of rich."""
+    from rich.text import Text
+
     return Text(visible(text, keep="\n"))
 
 

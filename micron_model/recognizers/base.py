@@ -135,7 +135,7 @@ class Recognizer(
         """Logits (B, classes) of what the input encodes, (B, …)."""
         return self.classify(self.embed(values))
 
-    def layers(self) -> list[list[str]]:
+    def layers_from_the_top(self) -> list[list[str]]:
         """Names of its parameters by layer: those of the classifier, those of the last block below it, and so on down.
 
         A module each, from the last that was made to the first, unless a recognizer says otherwise.

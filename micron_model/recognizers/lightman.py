@@ -184,7 +184,7 @@ class BiLevel:
         self.device, self.branches = recognizer.device, Branches(recognizer)
         self.subjects = Subjects.of(train.subjects)
         named = dict(recognizer.named_parameters())
-        layers = recognizer.layers()
+        layers = recognizer.layers_from_the_top()
         self.layers = layers if recipe.inner == "all" else layers[:LAST_LAYERS]
         self.inner = {
             name: named[name] for names in self.layers for name in names if named[name].requires_grad

@@ -159,7 +159,9 @@ def adapted(
     if steps < 0:
         raise ValueError(f"steps={steps}; it must be at least 0")
     found = copy.deepcopy(recognizer).eval()
-    rate_of = {name: a for a, names in zip(rates, found.layers(), strict=False) for name in names}
+    rate_of = {
+        name: a for a, names in zip(rates, found.layers_from_the_top(), strict=False) for name in names
+    }
     parameters = {name: p for name, p in found.named_parameters() if name in rate_of and p.requires_grad}
     values, labels = few.values[:].to(found.device), few.labels.to(found.device)
     branches = Branches(found)

@@ -96,7 +96,7 @@ class MicronBERTRecognizer(Recognizer):
     def classify(self, features: Tensor) -> Tensor:
         return self.head(self.norm(features))
 
-    def layers(self) -> list[list[str]]:
+    def layers_from_the_top(self) -> list[list[str]]:
         """Classifier, micro-attention, blocks from the last to the first, patch embedding."""
         depth = self.config.model.depth
         layers: list[list[str]] = [[] for _ in range(depth + 3)]
@@ -189,7 +189,7 @@ class MicronBERTRecipe(Fitting):
     def groups(self, recognizer: Recognizer) -> list[dict[str, Any]]:
         """A group for the matrices of each layer, and one for the rest, with the rate of the layer."""
         named, groups = dict(recognizer.named_parameters()), []
-        for below, names in enumerate(recognizer.layers()):
+        for below, names in enumerate(recognizer.layers_from_the_top()):
             trained = [named[name] for name in names if named[name].requires_grad]
             for is_matrix in (True, False):
                 if parameters := [p for p in trained if (p.dim() == 2) == is_matrix]:

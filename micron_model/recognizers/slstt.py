@@ -73,7 +73,7 @@ class SLSTTRecognizer(Recognizer):
     def classify(self, features: Tensor) -> Tensor:
         return self.network.classify(features.unflatten(1, (self.config.images, -1)))
 
-    def layers(self) -> list[list[str]]:
+    def layers_from_the_top(self) -> list[list[str]]:
         """Head, LSTM if there is one, blocks from the last (with the last norm) to the first, patch embedding."""
         layers: dict[tuple[int, int], list[str]] = {}
         blocks = [re.search(r"\.blocks\.(\d+)\.", name) for name, _ in self.named_parameters()]

@@ -82,7 +82,7 @@ def test_its_losses_fall_and_are_measured_each_epoch(start, train, settings):
     assert recognizer.history[0].keys() == losses | auxiliary
     for name in losses:
         assert recognizer.history[-1][name] < recognizer.history[0][name]
-    layers = len(recognizer.layers()) if settings.get("inner") == "all" else 2
+    layers = len(recognizer.layers_from_the_top()) if settings.get("inner") == "all" else 2
     assert len(recognizer.config.inner_rates) == layers
     fixed = settings.get("rates") == "fixed" or settings.get("inner_steps") == 0
     assert (recognizer.config.inner_rates == pytest.approx((1e-3,) * layers, rel=1e-6)) == fixed
@@ -156,7 +156,7 @@ def test_an_adaptation_is_gradient_descent_on_the_last_layers_of_a_copy(start, t
     few = train.at([0, 4])
     found = dict(recipe.adapt(recognizer, few, steps=2, seed=0).named_parameters())
     expected = recipe.build(start, CLASSES, seed=0).eval()
-    head, block, *_ = expected.layers()
+    head, block, *_ = expected.layers_from_the_top()
     last = [p for name, p in expected.named_parameters() if name in (*head, *block)]
     for _ in range(2):
         loss = torch.nn.functional.cross_entropy(expected(few.values), few.labels)

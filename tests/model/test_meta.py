@@ -85,7 +85,7 @@ def bilevel(small, pair):
         values = torch.stack([recognizer.backbone.normalize(frames).to(dtype) for frames in pair], 1)
         labels, macro = torch.tensor([0, 1, 2, 1]), torch.tensor([1, 2])
         parameters = dict(recognizer.named_parameters())
-        inner = {name: parameters[name] for names in recognizer.layers()[:3] for name in names}
+        inner = {name: parameters[name] for names in recognizer.layers_from_the_top()[:3] for name in names}
         rate = torch.tensor(1e-2, dtype=dtype, requires_grad=True)
         branches = Branches(recognizer)
 

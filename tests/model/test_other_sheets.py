@@ -43,7 +43,7 @@ def test_other_columns_are_named_with_the_option(tmp_path):
         "offset",
         "end",
     ]
-    assert main([*arguments, "emotion", "class"]) == 1  # two clips are not the whole of it
+    assert main([*arguments, "emotion", "class"]) == 3  # two clips are not the whole of it
     columns = {"onset": "begin", "apex": "peak", "offset": "end", "emotion": "class"}
     assert intervals(casme2.load(root, columns=columns)) == READ
 

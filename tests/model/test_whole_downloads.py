@@ -317,7 +317,7 @@ def test_each_part_has_its_own_sheet_layout_and_folder(tmp_path, capsys):
     assert "name the one to be read with --casme2-sheet" in capsys.readouterr().err
     for sheet in ("CASME2-coding.csv", str(other / "CASME2-coding.csv")):
         assert (
-            main([*arguments, "--casme2-sheet", sheet, "--casme2-layout", "raw", "--smic-layout", "raw"]) == 1
+            main([*arguments, "--casme2-sheet", sheet, "--casme2-layout", "raw", "--smic-layout", "raw"]) == 3
         )
         shown = capsys.readouterr().out
         assert f"casme2: frames of layout 'raw': {other / 'CASME2-RAW'}" in shown
