@@ -9,6 +9,7 @@ import torch
 from micron_model import MicronBERT, preset
 from micron_model.cli import main
 from micron_model.data import find_shards, synthetic_clips
+from micron_model.recognizers.micron_bert import MicronBERTRecognizer
 from micron_model.training import PretrainConfig
 from writers import grey, write_images, write_small_shards, write_video
 
@@ -118,3 +119,13 @@ def refused(capsys):
         return printed
 
     return run
+
+
+@pytest.fixture(scope="module")
+def recognizer():
+    """An untrained μ-BERT of two classes."""
+    torch.manual_seed(0)
+    model = MicronBERT(preset("tiny", tied_start=True))
+    return MicronBERTRecognizer.from_pretrained_backbone(
+        model, ("happiness", "surprise"), trained_on="warps"
+    ).eval()

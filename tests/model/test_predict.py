@@ -14,7 +14,6 @@ from micron_model.data import FrameError, synthetic_clips
 from micron_model.data.clips.stabilize import look_up
 from micron_model.data.databases.lookalike import LookalikeConfig, make_lookalike
 from micron_model.prediction import SpotConfig, _whole_frames, predict
-from micron_model.recognizers.micron_bert import MicronBERTRecognizer
 from writers import read_png, write_images, write_video
 
 FPS = 60.0
@@ -23,15 +22,6 @@ FPS = 60.0
 @pytest.fixture(scope="module")
 def clips():
     return synthetic_clips(range(4))
-
-
-@pytest.fixture(scope="module")
-def recognizer():
-    torch.manual_seed(0)
-    model = MicronBERT(preset("tiny", tied_start=True))
-    return MicronBERTRecognizer.from_pretrained_backbone(
-        model, ("happiness", "surprise"), trained_on="warps"
-    ).eval()
 
 
 @pytest.fixture(scope="module")

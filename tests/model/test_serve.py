@@ -15,12 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import uvicorn
 
-from micron_model import MicronBERT, preset
 from micron_model.data import synthetic_clips
-from micron_model.recognizers.micron_bert import MicronBERTRecognizer
 from micron_model.web import app as module
 from micron_model.web.app import Limits, make_app
 from micron_model.web.jobs import WAITING
@@ -258,15 +255,6 @@ def test_all_that_was_uploaded_goes_when_the_server_ends():
         served.upload("b.mp4", b"x")
         assert list(served.folder.iterdir())
     assert not served.folder.exists()
-
-
-@pytest.fixture(scope="module")
-def recognizer():
-    torch.manual_seed(0)
-    model = MicronBERT(preset("tiny", tied_start=True))
-    return MicronBERTRecognizer.from_pretrained_backbone(
-        model, ("happiness", "surprise"), trained_on="warps"
-    ).eval()
 
 
 @pytest.fixture(scope="module")
