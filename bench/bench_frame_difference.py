@@ -14,7 +14,7 @@ GPU_CASES = [("uint8", 224, 256, 1), ("uint8", 224, 32, 11), ("uint8", 448, 256,
 
 @contest(
     cpu=(["native", "eager", "compiled"], CPU_CASES),
-    cuda=(["triton", "native", "eager", "compiled"], GPU_CASES),
+    cuda=(["triton", "eager", "compiled"], GPU_CASES),
 )
 def test_forward(bench, case):
     name, side, batch, time = case

@@ -10,7 +10,7 @@ from micron_kernels.testing import eager_swap_patches
 
 @contest(
     cpu=(["native", "eager", "compiled"], [32, 256]),
-    cuda=(["triton", "native", "eager", "compiled"], [256, 1024]),
+    cuda=(["triton", "eager", "compiled"], [256, 1024]),
 )
 def test_forward(bench, batch):
     batch, side = (batch, 224) if bench.full else (2, 32)

@@ -21,7 +21,7 @@ void define_operators(Library& m) {
       "bool channels_last) -> Tensor");
   m.def(
       "frame_difference_backward(Tensor grad, Tensor frames, Tensor reference, int patch_size, bool squared, "
-      "Tensor factors, bool channels_last) -> (Tensor, Tensor)");
+      "Tensor factors) -> (Tensor, Tensor)");
   m.def("topk_mask(Tensor scores, int k) -> (Tensor, Tensor)");
   m.def("keep_tokens(Tensor tokens, Tensor scores, int k, bool weighted, bool in_place) -> (Tensor, Tensor)");
   m.def(

@@ -33,6 +33,12 @@ inline Dtype dtype_of(const char* name, const Tensor& x) {
   }
 }
 
+inline Dtype floating_dtype_of(const char* name, const Tensor& x) {
+  const Dtype dtype = dtype_of(name, x);
+  STD_TORCH_CHECK(dtype != Dtype::uint8, name, " must be floating");
+  return dtype;
+}
+
 inline void check_shape(const char* name, const Tensor& x, std::initializer_list<int64_t> shape) {
   bool equal = x.dim() == static_cast<int64_t>(shape.size());
   int64_t i = 0;

@@ -90,16 +90,22 @@ REBUILD = _how_to_build()
 
 def warn_once(operator: str, dtypes: Sequence[torch.dtype]) -> None:
     """Say that ``reference`` serves a call that the extension would have served."""
-    global _has_warned
     native = _left_out.get(operator)
-    if _has_warned or unwanted or native is None or not set(dtypes) <= set(native.DTYPES):
+    if not unwanted and native is not None and set(dtypes) <= set(native.DTYPES):
+        warn_of_plain_pytorch(f"{reason}. To build it: {REBUILD}")
+
+
+def warn_of_plain_pytorch(why: str) -> None:
+    """Once a process: what serves a call is slow."""
+    global _has_warned
+    if _has_warned:
         return
     _has_warned = True
     level, caller = 2, sys._getframe(1)
     while caller.f_back and caller.f_globals.get("__name__", "").partition(".")[0] in (__package__, "torch"):
         level, caller = level + 1, caller.f_back
     warnings.warn(
-        f"micron_kernels runs in plain PyTorch, which is slower: {reason}. To build it: {REBUILD}",
+        f"micron_kernels runs in plain PyTorch, which is slower: {why}",
         stacklevel=level,  # who called the operator
     )
 
@@ -163,21 +169,17 @@ def why_not(
     return f"was built for {written_for}; this GPU is {'.'.join(map(str, capability))}"
 
 
+def why_not_on_cpu_alone(device: torch.device, *_dtypes: torch.dtype) -> str | None:
+    """The same for an operator without CUDA C++: Triton's kernels were measured to be faster, bench/results."""
+    return None if device.type == "cpu" else f"runs on cpu, not on {device.type}"
+
+
 def with_contiguous_rows(x: Tensor) -> Tensor:
     """``x`` itself where elements of its last dimension lie side by side, otherwise a copy."""
     return x if x.is_contiguous() or x.shape[-1] <= 1 or x.stride(-1) == 1 else x.contiguous()
 
 
 @functools.lru_cache(maxsize=256)
-def _on_cpu(value: float, length: int) -> Tensor:
+def constant(value: float, length: int) -> Tensor:
+    """(length,) fp32 on CPU, made once, to read from."""
     return torch.full((length,), value, dtype=torch.float32, device="cpu")
-
-
-def constant(value: float, length: int, like: Tensor) -> Tensor:
-    """(length,) fp32 on the device of ``like``, to read from.
-
-    A CPU's is made once; on a GPU it could be made while a graph is captured, whose memory it would be.
-    """
-    if like.is_cpu:
-        return _on_cpu(value, length)
-    return torch.full((length,), value, dtype=torch.float32, device=like.device)

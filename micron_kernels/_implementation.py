@@ -48,6 +48,13 @@ def capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
 
 
+WITHOUT_TRITON = "needs the triton package, which is not installed: pip install triton"
+
+
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
 class TritonModule:
     """``micron_kernels.<operator>.triton``, imported when one of its kernels is first launched.
 
@@ -68,8 +75,8 @@ class TritonModule:
         for name, size in sizes.items():
             if size > self._most[name]:
                 return f"takes {name} up to {self._most[name]}, not {size}"
-        if importlib.util.find_spec("triton") is None:
-            return "needs the triton package, which is not installed: pip install triton"
+        if not _has_triton():
+            return WITHOUT_TRITON
         if device.type == "cpu" and interpreted():
             return None
         if device.type != "cuda":
@@ -102,6 +109,15 @@ def why_not(
     return None if own is None else own(device, *dtypes, **sizes)
 
 
+def _warn_of_what_is_missing(
+    operator: str, available: Mapping[str, Any], device: torch.device, dtypes: Sequence[torch.dtype]
+) -> None:
+    if "native" not in available:
+        _extension.warn_once(operator, dtypes)
+    elif device.type == "cuda" and set(dtypes) <= set(available["triton"].DTYPES) and not _has_triton():
+        _extension.warn_of_plain_pytorch(f"on a GPU {operator} {WITHOUT_TRITON}")
+
+
 def choose(
     operator: str,
     impl: str | None,
@@ -121,8 +137,8 @@ def choose(
         for name in order(operator, device.type):
             why = why_not(available, name, device, dtypes, **sizes)
             if why is None:
-                if name == "reference" and "native" not in available:
-                    _extension.warn_once(operator, dtypes)
+                if name == "reference":
+                    _warn_of_what_is_missing(operator, available, device, dtypes)
                 return name
             logger.debug("%s: falling back from %r, which %s", operator, name, why)
         raise AssertionError(f"{operator} has no reference")

@@ -10,6 +10,12 @@
 #else
 #define MICRON_FOR_EACH_INSTRUCTION_SET(X) X(portable)
 #endif
+// What one instruction set has of an operator that goes forward and backward.
+#define MICRON_DECLARE_BOTH_WAYS(set) \
+  namespace set {                     \
+  void forward(const Forward&);       \
+  void backward(const Backward&);     \
+  }
 
 namespace micron {
 

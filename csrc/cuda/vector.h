@@ -1,4 +1,4 @@
-// What the element-wise CUDA kernels share: vectors of up to 16 bytes, dtypes as float, blocks over rows and columns.
+// Vectors of up to 16 bytes and dtypes as float.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -11,10 +11,6 @@ namespace micron::cuda {
 template <int BYTES>
 struct WordOf;
 template <>
-struct WordOf<1> {
-  using type = unsigned char;
-};
-template <>
 struct WordOf<2> {
   using type = unsigned short;
 };
@@ -23,16 +19,11 @@ struct WordOf<4> {
   using type = unsigned int;
 };
 template <>
-struct WordOf<8> {
-  using type = uint2;
-};
-template <>
 struct WordOf<16> {
   using type = uint4;
 };
 
 __device__ __forceinline__ float to_float(float x) { return x; }
-__device__ __forceinline__ float to_float(uint8_t x) { return static_cast<float>(x); }
 __device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
 __device__ __forceinline__ float to_float(__half x) { return __half2float(x); }
 
@@ -83,16 +74,10 @@ __device__ __forceinline__ Vector<T, N> vector_of(typename Vector<T, N>::Word wo
   return result;
 }
 
-// Pixels and tokens are read and written once: the cache is to let go of them first.
+// Tokens are read and written once: the cache is to let go of them first.
 template <int N, class T>
 __device__ __forceinline__ Vector<T, N> load(const T* from) {
   return vector_of<N, T>(__ldcs(reinterpret_cast<const typename Vector<T, N>::Word*>(from)));
-}
-
-// The same for what other blocks will read too.
-template <int N, class T>
-__device__ __forceinline__ Vector<T, N> load_again(const T* from) {
-  return vector_of<N, T>(__ldg(reinterpret_cast<const typename Vector<T, N>::Word*>(from)));
 }
 
 template <int N, class T>
@@ -120,11 +105,6 @@ void with_floating(Dtype dtype, const F& f) {
   }
 }
 
-template <class F>
-void with_image(Dtype dtype, const F& f) {
-  return dtype == Dtype::uint8 ? f(uint8_t{}) : with_floating(dtype, f);
-}
-
 // Whether steps along `dims` keep an address a multiple of `bytes`.
 inline bool is_aligned(const Tensor& x, std::initializer_list<int64_t> dims, int64_t bytes) {
   bool aligned = reinterpret_cast<uintptr_t>(x.data_ptr()) % static_cast<uintptr_t>(bytes) == 0;
@@ -140,21 +120,5 @@ inline unsigned grid_of(int64_t blocks) {
   STD_TORCH_CHECK(blocks <= INT32_MAX, "too large for one launch: ", blocks, " blocks");
   return static_cast<unsigned>(blocks);
 }
-
-constexpr int BLOCK_THREADS = 256;
-
-// Blocks over rows × columns of vectors, as equal as can be: neighbouring threads on neighbouring vectors of a row.
-struct Tiles {
-  dim3 block;
-  int across, down;
-
-  Tiles(int64_t columns, int64_t rows) {
-    if (rows == 0) rows = 1;  // images without channels: their kernels have nothing to read, and still a mean to write
-    across = static_cast<int>(ceil_div(columns, BLOCK_THREADS / 2));
-    block.x = static_cast<unsigned>(ceil_div(columns, across));
-    down = static_cast<int>(ceil_div(rows, BLOCK_THREADS / block.x));
-    block.y = static_cast<unsigned>(ceil_div(rows, down));
-  }
-};
 
 }  // namespace micron::cuda

@@ -204,7 +204,7 @@ void spread_gradient(const Backward& p, int64_t b, int64_t t, int64_t index, int
   for (int64_t patch = 0; patch < p.patches_across(); ++patch) {
     const float g = static_cast<float>(grad[patch] / p.patch_size());
     for (int64_t i = 0; i < p.patch_columns; ++i) {
-      *slope++ = g * p.factors[p.channels == 1 ? plane : i % p.channels];
+      *slope++ = g * p.factors[plane];
     }
   }
 }

@@ -35,16 +35,10 @@ struct Forward : Problem {
 
 struct Backward : Problem {
   const float* grad;       // (B, T, N)
-  Images d_frames;         // of dtype, laid out as planes too
+  Images d_frames;         // of dtype, in planes too
   Images d_reference;
 };
 
-#define MICRON_DECLARE(set)       \
-  namespace set {                 \
-  void forward(const Forward&);   \
-  void backward(const Backward&); \
-  }
-MICRON_FOR_EACH_INSTRUCTION_SET(MICRON_DECLARE)
-#undef MICRON_DECLARE
+MICRON_FOR_EACH_INSTRUCTION_SET(MICRON_DECLARE_BOTH_WAYS)
 
 }  // namespace micron::frame_difference

@@ -6,15 +6,9 @@
 
 namespace micron::poi_topk {
 
-inline Dtype floating(const char* name, const Tensor& x) {
-  const Dtype dtype = dtype_of(name, x);
-  STD_TORCH_CHECK(dtype != Dtype::uint8, name, " must be floating");
-  return dtype;
-}
-
 inline Scores scores_of(const Tensor& scores, int64_t batch, int64_t length) {
   check_shape("scores", scores, {batch, length});
-  return {scores.data_ptr(), floating("scores", scores), scores.stride(0), scores.stride(1)};
+  return {scores.data_ptr(), floating_dtype_of("scores", scores), scores.stride(0), scores.stride(1)};
 }
 
 inline TopK topk_arguments(const Tensor& scores, int64_t k, const OptionalTensor& mask, const Tensor& indices) {
@@ -38,7 +32,7 @@ inline Tensor new_indices(const Tensor& scores, int64_t k) {
 inline Gather gather_of(const Tensor& indices, const Tensor& scores, bool weighted, bool in_place, const Tensor& like) {
   STD_TORCH_CHECK(like.dim() == 3, "tokens must be (B, N, D)");
   Gather p;
-  p.dtype = floating("tokens", like);
+  p.dtype = floating_dtype_of("tokens", like);
   p.batch = like.size(0), p.length = scores.size(1), p.width = like.size(2), p.in_place = in_place;
   STD_TORCH_CHECK(indices.dim() == 2, "indices must be (B, k)");
   p.k = indices.size(1);

@@ -33,12 +33,6 @@ struct Backward : Problem {
   void *d_frame, *d_other;  // (B, C, H, W), contiguous
 };
 
-#define MICRON_DECLARE(set)       \
-  namespace set {                 \
-  void forward(const Forward&);   \
-  void backward(const Backward&); \
-  }
-MICRON_FOR_EACH_INSTRUCTION_SET(MICRON_DECLARE)
-#undef MICRON_DECLARE
+MICRON_FOR_EACH_INSTRUCTION_SET(MICRON_DECLARE_BOTH_WAYS)
 
 }  // namespace micron::swap_patches

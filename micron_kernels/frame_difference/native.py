@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .._extension import constant, operators, with_contiguous_rows
-from .._extension import why_not as why_not
+from .._extension import why_not_on_cpu_alone as why_not  # noqa: F401 - asked before a call
 
 DTYPES = (torch.uint8, torch.float32, torch.bfloat16, torch.float16)
 
@@ -29,7 +29,7 @@ def _factors(frames: Tensor, channel_scale: Tensor | None, power: int) -> Tensor
     """What |d| or d² of each channel is multiplied by, fp32 (C,)."""
     unit = 1 / 255 if frames.dtype == torch.uint8 else 1.0
     if channel_scale is None:
-        return constant(unit**power, frames.shape[-3], frames)
+        return constant(unit**power, frames.shape[-3])
     scale = channel_scale.to(torch.float32) * unit
     return (scale.abs() if power == 1 else scale.square()).contiguous()
 
@@ -65,5 +65,4 @@ def backward(
         patch_size,
         norm == "l2",
         _factors(frames, channel_scale, 1 if norm == "l1" else 2),
-        False,
     )

@@ -7,7 +7,8 @@ from micron_kernels.info import OPERATORS
 
 if emulated.why_not() is None:
     _implementation.NAMES = (*_implementation.NAMES, "emulated")
-    for _ops in OPERATORS.values():
+    for _name in emulated.OPERATORS:
+        _ops = OPERATORS[_name]
         _ops.IMPLEMENTATIONS["emulated"] = emulated.Emulated(_ops.native)
 
 

@@ -18,6 +18,8 @@ from micron_kernels._extension import CompiledOperators
 
 ROOT = Path(__file__).parents[2]
 FOLDER = Path(__file__).parent / "emulator"
+SOURCES = sorted((ROOT / "csrc").glob("*/cuda.cu"))
+OPERATORS = [source.parent.name for source in SOURCES]
 
 
 def cuda_headers() -> Path | None:
@@ -62,7 +64,7 @@ def operators() -> Any:
     sources = [
         FOLDER / "schemas.cpp",
         ROOT / "csrc/cpu/common.cpp",
-        *sorted((ROOT / "csrc").glob("*/cuda.cu")),
+        *SOURCES,
     ]
     lines = [
         f"cxx = {os.environ.get('CXX', 'c++')}",

@@ -9,15 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from micron_kernels import (
-    diagonal_attention,
-    frame_difference,
-    mask_tokens,
-    select_tokens,
-    swap_patches,
-    topk_mask,
-)
-from micron_kernels.frame_difference import ops as frame_difference_ops
+from micron_kernels import diagonal_attention, mask_tokens, select_tokens, topk_mask
 from micron_kernels.info import OPERATORS
 from micron_kernels.testing import poisoned_memory
 
@@ -31,82 +23,6 @@ emulated = pytest.param(
 )
 on_gpu = pytest.param(("native", "cuda"), id="native-cuda", marks=pytest.mark.gpu)
 target = pytest.mark.parametrize("target", [emulated, on_gpu])
-
-
-def image(shape, dtype, device):
-    x = torch.randint(0, 256, shape, device=device)
-    return x.to(torch.uint8) if dtype == torch.uint8 else (x / 255).to(dtype)
-
-
-def close(result, expected):
-    torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-6)
-
-
-@target
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.bfloat16, torch.float32], ids=str)
-@pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize(
-    ("channels", "patch_size", "rows", "columns"),
-    [
-        (3, 8, 2, 12),  # uint8: two patches a vector
-        (3, 4, 2, 200),  # several groups of patches a strip
-        (1, 600, 1, 2),  # patches wider than a block of threads
-        (4, 150, 1, 4),
-        (2, 12, 1, 8),  # vectors that straddle patches
-    ],
-)
-def test_frame_difference_at_every_split(target, dtype, channels_last, channels, patch_size, rows, columns):
-    impl, device = target
-    shape = (channels, rows * patch_size, columns * patch_size)
-    time = 5 if patch_size < 100 else 1
-    frames, reference = image((1, time, *shape), dtype, device), image((1, *shape), dtype, device)
-    if channels_last:
-        frames, reference = (x.movedim(-3, -1).contiguous().movedim(-1, -3) for x in (frames, reference))
-    scale = torch.rand(channels, device=device) + 0.5
-    for norm in ("l1", "l2"):
-        arguments = (frames, reference, patch_size)
-        result = frame_difference(*arguments, norm=norm, channel_scale=scale, impl=impl)
-        close(result, frame_difference(*arguments, norm=norm, channel_scale=scale, impl="reference"))
-
-
-@target
-@pytest.mark.parametrize("squared", [False, True])
-@pytest.mark.parametrize("width", [16, 10])
-def test_gradients_of_frames_in_channels_last_memory(target, squared, width):
-    impl, device = target
-    native = frame_difference_ops.IMPLEMENTATIONS[impl]
-    frames, reference = (
-        torch.rand(2, 6, 3, 4, width, device=device),
-        torch.rand(2, 3, 4, width, device=device),
-    )
-    grad = torch.randn(2, 6, width, device=device)
-    norm = "l2" if squared else "l1"
-    expected = native.backward(grad, frames, reference, 2, norm, None)
-    inputs = [x.movedim(-3, -1).contiguous().movedim(-1, -3) for x in (frames, reference)]
-    with poisoned_memory():
-        results = native.operators.frame_difference_backward(
-            grad, *inputs, 2, squared, torch.ones(3, device=device), True
-        )
-    for result, x, planar in zip(results, inputs, expected, strict=True):
-        assert torch.equal(result, planar)
-        assert result.stride() == x.stride()
-
-
-@target
-@pytest.mark.parametrize(
-    ("dtype", "out"), [(torch.uint8, torch.bfloat16), (torch.float16, torch.float32)], ids=str
-)
-def test_swapping_across_blocks_and_channels(target, dtype, out):
-    impl, device = target
-    shape = (2, 6, 16, 1200)
-    frame, other = (image(shape, dtype, device) for _ in range(2))
-    swap = torch.rand(2, 2 * 150, device=device) < 0.5
-    result = swap_patches(frame, other, swap, 8, dtype=out, impl=impl)
-    by_element = swap_patches(
-        frame.transpose(2, 3).contiguous().transpose(2, 3), other, swap, 8, dtype=out, impl=impl
-    )
-    assert torch.equal(result, by_element)
-    torch.testing.assert_close(result, swap_patches(frame, other, swap, 8, dtype=out, impl="reference"))
 
 
 @target

@@ -65,6 +65,17 @@ def test_a_fallback_is_logged_with_its_reason(machine, caplog):
     assert "op: falling back from 'triton', which needs the triton package" in caplog.text
 
 
+def test_a_gpu_without_triton_is_told(machine, monkeypatch):
+    """Of the operators that are not written in CUDA C++."""
+    monkeypatch.setattr(_extension, "_has_warned", False)
+    available = machine(triton=False)
+    available["native"].why_not = _extension.why_not_on_cpu_alone
+    with pytest.warns(
+        UserWarning, match=r"plain PyTorch.*on a GPU op needs the triton package.*pip install triton"
+    ):
+        assert choose("op", None, available, CUDA, torch.float32) == "reference"
+
+
 @pytest.mark.parametrize(
     ("capability", "architectures", "runs"),
     [
