@@ -23,6 +23,9 @@ from micron_model.recognizers.base import BUILT_IN, Start
 from micron_model.recognizers.flow import FlowRecipe
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "docs"))
+import quotes  # noqa: E402
+
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
 PAGES = [
     ROOT / "README.md",
@@ -230,3 +233,17 @@ def test_every_link_leads_somewhere(page):
         assert to.exists(), f"{name_of(page)} links to {target}"
         if anchor and "micron_" not in anchor:  # those of the reference are made by mkdocstrings
             assert anchor in anchors(to), f"{name_of(page)} links to {target}{anchor}"
+
+
+def test_what_pages_repeat_of_the_results_is_what_the_results_say():
+    for page, piece, numbers in quotes.quotes():
+        text = (ROOT / page).read_text()
+        assert quotes.written(text, piece, numbers) == text, f"{page}: {piece}: python docs/quotes.py"
+
+
+def test_a_number_that_left_the_results_is_written_anew_where_a_line_breaks_too():
+    text = "forward takes 2.5\nto 3× as long, | .958 |"
+    assert quotes.written(text, "takes {} to {}× as", ["2.4", "12"]) == "forward takes 2.4\nto 12× as long, | .958 |"
+    assert quotes.written(text, "| {} |", [".960"]).endswith("| .960 |")
+    with pytest.raises(ValueError, match="0 times, not once: 'backward takes {}'"):
+        quotes.written(text, "backward takes {}", ["1"])
