@@ -16,6 +16,7 @@ import json
 import os
 import platform
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -29,6 +30,7 @@ from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
+digest = runpy.run_path(str(ROOT / "micron_kernels" / "_sources.py"))["digest"]
 for stream in (sys.stdout, sys.stderr):
     if hasattr(stream, "reconfigure"):
         stream.reconfigure(errors="backslashreplace")  # a path may hold what the terminal's encoding lacks
@@ -195,7 +197,9 @@ def ninja_file(torch: Torch, cuda: Cuda, flags: list[str]) -> str:
         compile_(source, ".o", "compile", f"$torch_flags {told}")
     for source, name in kernel_sources():
         compile_(source, f".{name}.o", "compile", f"-DMICRON_INSTRUCTION_SET={name} {INSTRUCTION_SETS[name]}")
-    lines.append(f"build _native.so: link {' '.join(built)}")
+    # Last: of what fails, a file of the project is named.
+    lines.append(f"build sources.o: compile sources.cpp || {' '.join(built)}")
+    lines.append(f"build _native.so: link {' '.join(built)} sources.o")
     return "\n".join(lines) + "\n"
 
 
@@ -244,8 +248,14 @@ def compile_extension(objects: Path, wanted: str) -> Path:
         print(f"micron_kernels: building against torch {torch.version} in {torch.include}")
         print(f"micron_kernels: CUDA half: {';'.join(cuda.architectures) or f'left out: {cuda.reason}'}")
         header = facts(torch, cuda, flags)
-        if not (objects / "facts.h").exists() or (objects / "facts.h").read_text() != header:
-            (objects / "facts.h").write_text(header)
+        # By itself, since all that sees pybind11 takes seconds to compile: what a checkout compares at import.
+        sources = digest(ROOT / "csrc", cuda=bool(cuda.sources))
+        text = (
+            f'extern "C" const char micron_sources[];\nconst char micron_sources[] = {c_string(sources)};\n'
+        )
+        for name, written in {"facts.h": header, "sources.cpp": text}.items():
+            if not (objects / name).exists() or (objects / name).read_text() != written:
+                (objects / name).write_text(written)
         (objects / "build.ninja").write_text(ninja_file(torch, cuda, flags), encoding="utf-8")
         run_ninja(objects)
 

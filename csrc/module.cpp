@@ -20,12 +20,15 @@ STABLE_TORCH_LIBRARY_FRAGMENT(micron_native, m) { micron::define_operators(m); }
 #define MICRON_NO_CUDA_REASON "not built"
 #endif
 
+extern "C" const char micron_sources[];  // setup.py writes it
+
 PYBIND11_MODULE(_native, m) {
   m.attr("compiler") = __VERSION__;
   m.attr("flags") = MICRON_BUILD_FLAGS;
   m.attr("torch") = MICRON_TORCH_VERSION;
   m.attr("cuda_architectures") = MICRON_CUDA_ARCHITECTURES;
   m.attr("no_cuda_reason") = MICRON_NO_CUDA_REASON;
+  m.attr("sources") = micron_sources;
   m.def("instruction_set", [] { return micron::name_of(micron::instruction_set()); },
         "The instruction set in use.");
   m.def("supported_instruction_sets", &micron::supported_instruction_sets,

@@ -21,7 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._sources import digest
+
 PACKAGE = Path(__file__).parent
+CSRC = PACKAGE.parent / "csrc"
 
 #: The pybind11 module with the facts of the build, or None.
 module: ModuleType | None = None
@@ -29,17 +32,26 @@ module: ModuleType | None = None
 reason = ""
 #: Whether it was left out on purpose: MICRON_BUILD=none.
 unwanted = False
+#: Whether there is one that other sources than those of this checkout were compiled to.
+stale = False
 #: The native implementation of each operator that has to do without.
 _left_out: dict[str, ModuleType] = {}
 _has_warned = False
 
 
 def _load() -> None:
-    global module, reason, unwanted
+    global module, reason, unwanted, stale
     try:
         native = importlib.import_module("micron_kernels._native")
         native.instruction_set()
-        module = native
+        # Schemas and kernels may differ: a pull brings Python and C++ of another version, and compiles nothing.
+        if (CSRC / "module.cpp").exists():  # a checkout
+            built_from = getattr(native, "sources", "")
+            stale = built_from != digest(CSRC, cuda=bool(native.cuda_architectures))
+        if stale:
+            reason = f"the extension was built from other sources than {CSRC} holds"
+        else:
+            module = native
     except ModuleNotFoundError:  # its file is not there; of one that is, the loader says something else
         others = ", ".join(sorted(file.name for file in PACKAGE.glob("_native.*")))
         try:

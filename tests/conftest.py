@@ -1,4 +1,5 @@
 import os
+import sys
 
 import pytest
 import torch
@@ -18,6 +19,15 @@ LONG = (
     "test_setup.py",
     "test_compilers.py",
 )
+
+
+def pytest_configure():
+    from micron_kernels import _extension
+
+    if _extension.stale:  # every test of a native kernel would be skipped
+        raise pytest.UsageError(
+            f"{_extension.reason}; to build it: MICRON_BUILD=cpu {sys.executable} setup.py build_ext --inplace"
+        )
 
 
 @pytest.fixture(autouse=True)

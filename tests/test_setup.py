@@ -242,6 +242,21 @@ def test_a_binary_of_an_earlier_build_does_not_stay(project, environment, reason
     assert asked or reason in json.loads(record.read_text())["reason"]
 
 
+def test_an_extension_of_other_sources_than_the_checkout_holds_is_not_used(project):
+    build_in_place(project, {"MICRON_BUILD": "cpu"})
+    (project / "csrc" / "poi_topk" / "kernel.h").write_text("// as a pull brings it\n")
+    output = run([sys.executable, "-c", USE_TWICE], cwd=project).stdout
+    assert "1 warnings; reference" in output
+    reason = f"the extension was built from other sources than {project / 'csrc'} holds"
+    warning = output.splitlines()[0]
+    assert f"runs in plain PyTorch, which is slower: {reason}. To build it: " in warning
+    assert warning.endswith(f" -e {project}")
+    assert f"none: {reason}" in output
+    build_in_place(project, {"MICRON_BUILD": "cpu"})
+    (project / "csrc" / "poi_topk" / "cuda.cu").write_text("// no part of this build\n")
+    assert "0 warnings; native" in run([sys.executable, "-c", USE_NOTHING], cwd=project).stdout
+
+
 def test_who_wanted_no_extension_is_not_warned(project):
     build_in_place(project, {"MICRON_BUILD": "none"})
     output = run([sys.executable, "-c", USE_TWICE], cwd=project).stdout

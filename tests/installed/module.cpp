@@ -6,6 +6,7 @@
 #endif
 
 extern "C" unsigned long long aoti_torch_abi_version();
+extern "C" const char micron_sources[];
 
 static PyObject* instruction_set(PyObject*, PyObject*) {
   return PyUnicode_FromString(aoti_torch_abi_version() != 0 ? "portable" : "");
@@ -24,5 +25,6 @@ PyMODINIT_FUNC PyInit__native() {
   PyModule_AddStringConstant(m, "torch", MICRON_TORCH_VERSION);
   PyModule_AddStringConstant(m, "cuda_architectures", MICRON_CUDA_ARCHITECTURES);
   PyModule_AddStringConstant(m, "no_cuda_reason", MICRON_NO_CUDA_REASON);
+  PyModule_AddStringConstant(m, "sources", micron_sources);
   return m;
 }
