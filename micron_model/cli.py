@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal, Protocol, Union
+from typing import Annotated, Any, Literal, Protocol, TypeVar, Union, cast
 
 import torch
 import tyro
@@ -23,7 +23,7 @@ from micron_kernels import info as kernels_info
 from .commands.answer import Status, answering
 from .commands.data import DataCommand
 from .commands.predict import Predict
-from .commands.recognition import Evaluate, Finetune, parse_with_recognizer
+from .commands.recognition import Evaluate, Finetune, options_of_every_recognizer, parse_with_recognizer
 from .commands.score import Score
 from .commands.serve import Serve
 from .data import Clip, find_clips, synthetic_clips
@@ -43,6 +43,7 @@ from .models.micron_bert import MicronBERT
 from .plain_text import say, visible
 from .prediction import compare
 from .progress import lines_while, working
+from .recognizers.base import Recipe
 from .recognizers.micron_bert import MicronBERTRecipe
 from .saved_model import find_folder
 from .training import PretrainConfig, Stopped, pretrain
@@ -213,6 +214,7 @@ class Command(Protocol):
         ...
 
 
+_Recipe = TypeVar("_Recipe", bound=Recipe)
 _Command = Union[  # noqa: UP007  (mypy and tyro read a Union of Annotated)
     Annotated[Demo, tyro.conf.subcommand("demo")],
     Annotated[Pretrain, tyro.conf.subcommand("pretrain")],
@@ -221,8 +223,8 @@ _Command = Union[  # noqa: UP007  (mypy and tyro read a Union of Annotated)
     Annotated[
         DataCommand, tyro.conf.subcommand("data", description="Check a database, or write a look-alike.")
     ],
-    Annotated[Evaluate[MicronBERTRecipe], tyro.conf.subcommand("evaluate")],
-    Annotated[Finetune[MicronBERTRecipe], tyro.conf.subcommand("finetune")],
+    Annotated[Evaluate[_Recipe], tyro.conf.subcommand("evaluate")],
+    Annotated[Finetune[_Recipe], tyro.conf.subcommand("finetune")],
     Annotated[Predict, tyro.conf.subcommand("predict")],
     Annotated[Score, tyro.conf.subcommand("score")],
     Annotated[Serve, tyro.conf.subcommand("serve")],
@@ -237,12 +239,13 @@ _COMPLETION, _SHELLS = ("--tyro-print-completion", "--tyro-write-completion"), (
 
 
 def _parse(arguments: Sequence[str]) -> Command:
-    if (
-        arguments
-        and arguments[0].replace("_", "-") in _COMPLETION
-        and arguments[1:2] not in [[s] for s in _SHELLS]
-    ):
-        argparse.ArgumentParser(prog="micron", add_help=False).error(f"{arguments[0]} {'|'.join(_SHELLS)}")
+    recipe: Any = MicronBERTRecipe
+    if arguments and arguments[0].replace("_", "-") in _COMPLETION:
+        if arguments[1:2] not in [[s] for s in _SHELLS]:
+            argparse.ArgumentParser(prog="micron", add_help=False).error(
+                f"{arguments[0]} {'|'.join(_SHELLS)}"
+            )
+        recipe = options_of_every_recognizer()
     for name, command in (("evaluate", Evaluate), ("finetune", Finetune)):
         if list(arguments[:1]) == [name]:
             return parse_with_recognizer(command, f"micron {name}", arguments[1:])
@@ -253,7 +256,11 @@ def _parse(arguments: Sequence[str]) -> Command:
         chosen = first.parse_known_args(arguments[1:])[0].preset
         default = Pretrain(preset=chosen, model=preset(chosen))
         return tyro.cli(Pretrain, prog="micron pretrain", args=arguments[1:], default=default)
-    return tyro.cli(_Command, prog="micron", args=arguments, description="Micro-expressions: μ-BERT.")
+    command = cast(Any, _Command)[recipe]
+    return cast(
+        Command,
+        tyro.cli(command, prog="micron", args=arguments, description="Micro-expressions: μ-BERT."),
+    )
 
 
 def _say(console: Console, message: str) -> None:

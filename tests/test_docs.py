@@ -243,7 +243,10 @@ def test_what_pages_repeat_of_the_results_is_what_the_results_say():
 
 def test_a_number_that_left_the_results_is_written_anew_where_a_line_breaks_too():
     text = "forward takes 2.5\nto 3× as long, | .958 |"
-    assert quotes.written(text, "takes {} to {}× as", ["2.4", "12"]) == "forward takes 2.4\nto 12× as long, | .958 |"
+    assert (
+        quotes.written(text, "takes {} to {}× as", ["2.4", "12"])
+        == "forward takes 2.4\nto 12× as long, | .958 |"
+    )
     assert quotes.written(text, "| {} |", [".960"]).endswith("| .960 |")
-    with pytest.raises(ValueError, match="0 times, not once: 'backward takes {}'"):
+    with pytest.raises(ValueError, match="0 times, not once: 'backward takes"):
         quotes.written(text, "backward takes {}", ["1"])

@@ -7,9 +7,20 @@ import os
 import re
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeVar
+from typing import (
+    Annotated,
+    Any,
+    Generic,
+    Literal,
+    NamedTuple,
+    TypeVar,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import tyro
 from rich.console import Console
@@ -144,6 +155,20 @@ def parse_with_recognizer(command: type[Any], prog: str, arguments: Sequence[str
     except ValueError as error:
         first.error(str(error))
     return tyro.cli(command[recipe], prog=prog, args=arguments)
+
+
+def options_of_every_recognizer() -> type[Any]:
+    """A class with the fields of all recipes of this package: a shell's completion cannot ask which one was named."""
+    found: dict[str, Any] = {}
+    for recipe in map(recipe_class, BUILT_IN):
+        for name, kind in get_type_hints(recipe, include_extras=True).items():
+            if name not in (field.name for field in fields(cast(Any, recipe))) or is_dataclass(kind):
+                continue  # one that is wrapped has a name of its own
+            choices = [*get_args(found[name]), *get_args(kind)] if name in found else []
+            found[name] = (
+                Literal[tuple(dict.fromkeys(choices))] if get_origin(kind) is Literal and choices else kind
+            )
+    return make_dataclass("Options", list(found.items()))
 
 
 @dataclass

@@ -122,6 +122,10 @@ def test_a_shell_completes_commands_options_and_choices(capsys, tmp_path):
         "micron data ch": {"check"},
         "micron evaluate casme2 /data --proto": {"--protocol"},
         "micron evaluate casme2 /data --protocol c": {"cde"},
+        "micron finetune casme2 /data --recognizer slstt --agg": {"--aggregator"},
+        "micron finetune casme2 /data --recognizer slstt --freeze a": {"auto"},
+        "micron evaluate casme2 /data --recognizer lightman --align-w": {"--align-weight"},
+        "micron evaluate casme2 /data --regi": {"--regions"},
     }
     script = f"source {tmp_path}/micron.bash\n" + "".join(
         f"COMP_WORDS=({line}); COMP_CWORD={len(line.split()) - 1}; COMPREPLY=(); "
