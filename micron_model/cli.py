@@ -35,13 +35,13 @@ from .data.shards.plan import ShardConfig
 from .data.shards.read import are_shards, find_shards
 from .data.shards.write import ShardingStopped, write_shards
 from .demo import TRAINED_SUBJECTS, DemoConfig, run_demo
+from .face_pair import compare
 from .faults import in_words
 from .loading import load_model
 from .models import products
 from .models.config import MicronBERTConfig, preset
 from .models.micron_bert import MicronBERT
 from .plain_text import say, visible
-from .prediction import compare
 from .progress import lines_while, working
 from .recognizers.base import Recipe
 from .recognizers.micron_bert import MicronBERTRecipe

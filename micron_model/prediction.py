@@ -5,24 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from .data.clips.faces import Box, cut, find_face, place_in_cut
 from .data.clips.find import describe_clips, find_clips
 from .data.clips.frames import FrameError, ImageFolderClip, OtherSize, Problem, VideoClip
-from .data.clips.images import depth_of, read_whole_image
 from .data.clips.inputs import ClipInput
 from .data.clips.stabilize import Stabilizer
-from .plain_text import in_figure
+from .face_pair import Faces
 from .recognizers.base import Recognizer
 from .recognizers.fitting import logits_of
 from .spotting import Follower, SpotConfig, Spotted, at_rest, spot
-from .visualize import LINE_COLOURS
 
 #: Frames from the first on among which a face is looked for, one a second.
 _TRIES = 10
@@ -244,48 +241,6 @@ def predict(
     )  # fmt: skip
 
 
-def figure_of_curve(analysis: Analysis) -> Figure:
-    """The speed of the face over time; its movements are shaded, short ones with their likeliest class."""
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    axes = figure.subplots()
-    axes.plot(np.arange(len(analysis.curve)) / analysis.fps, analysis.curve, color=LINE_COLOURS[0], lw=1)
-    groups: tuple[tuple[str, str, Sequence[Movement]], ...] = (
-        ("at most 0.5 s", LINE_COLOURS[1], analysis.candidates),
-        ("longer", LINE_COLOURS[3], analysis.longer),
-        ("ignored", "0.5", analysis.ignored),
-    )
-    for name, colour, movements in groups:
-        for i, movement in enumerate(movements):
-            onset, apex, offset = movement.seconds
-            axes.axvspan(onset, offset, color=colour, alpha=0.2, lw=0, label=None if i else name)
-            axes.axvline(apex, color=colour, lw=0.8)
-            label: str = movement.spotted.kind
-            if isinstance(movement, Candidate) and movement.probabilities:
-                likeliest = max(movement.probabilities, key=movement.probabilities.__getitem__)
-                label = f"{in_figure(likeliest, 24)} {movement.probabilities[likeliest]:.2f}"
-            axes.annotate(
-                label, (apex, 1), (2, -3), xycoords=("data", "axes fraction"), textcoords="offset points", rotation=90,
-                ha="left", va="top", fontsize=7,
-            )  # fmt: skip
-    axes.axhline(analysis.threshold, color=LINE_COLOURS[2], ls="--", lw=0.8, label="threshold")
-    axes.set_xlabel("seconds")
-    axes.set_ylabel("speed of the face (pixels of 80)")
-    axes.margins(x=0, y=0.15)
-    axes.grid(alpha=0.3)
-    figure.legend(
-        *axes.get_legend_handles_labels(), loc="outside upper right", ncols=4, frameon=False, fontsize=8
-    )
-    return figure
-
-
-def figure_of_candidates(analysis: Analysis, recognizer: Recognizer) -> Figure | None:
-    """What the recognizer sees in each candidate; None if there is none, or it has nothing to show."""
-    if not analysis.candidates:
-        return None
-    values = torch.stack([candidate.values for candidate in analysis.candidates])
-    return recognizer.picture(values, [f"{candidate.seconds[1]:.2f} s" for candidate in analysis.candidates])
-
-
 def _laid_over(
     clip: VideoClip | ImageFolderClip,
     boxes: Sequence[Box],
@@ -320,18 +275,6 @@ def _values(
     ]
 
 
-class Faces(NamedTuple):
-    """A face before and after, each (3, size, size), uint8, RGB."""
-
-    onset: np.ndarray
-    apex: np.ndarray
-    """Cut where the face was at the onset."""
-    registered: np.ndarray
-    """The apex laid over the onset."""
-    place: Box | None
-    """The face, in pixels of these; None where none was found."""
-
-
 def faces_of(
     source: str | Path,
     analysis: Analysis,
@@ -359,43 +302,3 @@ def faces_of(
         seen[number] += [cut(image, box, config.margin, size) for image in kept]
     place = place_in_cut(config.margin, size)
     return [Faces(onset, apex, registered, place) for onset, apex, registered in seen]
-
-
-def compare(
-    onset: Path, apex: Path, size: int, margin: float = 0.1, *, stabilize: bool = True
-) -> tuple[Faces, list[str]]:
-    """Two pictures of one face: the face is found in the first, and the second laid over it.
-
-    Args:
-        size: side of a face, in pixels.
-        margin: added on each side of the box of the face, as a share of its side.
-        stabilize: lay the apex over the onset.
-
-    Returns:
-        (the faces, what did not succeed, in words: no face was found, and the central square is taken; the apex cannot
-        be laid over the onset, and is left as it is).
-
-    Raises:
-        FrameError: one is no picture, or they differ in size.
-    """
-    pair = (onset, apex)
-    first, second = (read_whole_image(path, depth_of(pair)) for path in pair)
-    if first.shape != second.shape:
-        sizes = ["×".join(map(str, image.shape[1::-1])) for image in (first, second)]
-        raise FrameError(
-            f"{onset} and {apex} differ in size ({sizes[0]} and {sizes[1]} pixels): frames of one clip have one size"
-        )
-    notes, box = [], find_face(first)
-    place = None if box is None else place_in_cut(margin, size)
-    if box is None:
-        notes.append(f"{onset}: no face was found: its central square is shown")
-        height, width = first.shape[:2]
-        side = min(height, width)
-        box, margin = Box((width - side) / 2, (height - side) / 2, side), 0.0
-    registered = second
-    if stabilize:
-        registered, found = Stabilizer(first, box)(second)
-        if found.failure is not None:
-            notes.append(f"{apex} is not laid over {onset}: {found.failure}")
-    before, after, over = (cut(image, box, margin, size) for image in (first, second, registered))
-    return Faces(before, after, over, place), notes

@@ -14,7 +14,8 @@ from ..data.databases.prepared import FaceConfig
 from ..evaluation.person import adapt_to_person
 from ..loading import load_recognizer
 from ..plain_text import cell_of_terminal, say
-from ..prediction import Candidate, figure_of_candidates, figure_of_curve, note_of, predict
+from ..prediction import Candidate, note_of, predict
+from ..prediction_figures import figure_of_candidates, figure_of_curve
 from ..progress import ProgressBar, working
 from ..recognizers.base import Recognizer, recipe_class
 from ..resumable import claimed
@@ -78,7 +79,7 @@ class Predict:
                 f"in them is a movement; the first, {first}: {reason}",
             )
         save_figure(figure_of_curve(analysis), self.out / "curve.png")
-        seen = figure_of_candidates(analysis, model)
+        seen = figure_of_candidates(analysis, model, self.spot.margin)
         if seen is not None:
             save_figure(seen, self.out / "candidates.png")
         note = note_of(model)

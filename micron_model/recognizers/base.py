@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..data.clips.faces import Box
 from ..data.clips.inputs import ClipInput, Values, take
 from ..data.databases.corpus import Corpus
 from ..saved_model import SavedModel
@@ -145,8 +146,13 @@ class Recognizer(
             layers.setdefault(name.rpartition(".")[0], []).append(name)
         return list(layers.values())
 
-    def picture(self, values: Tensor, labels: Sequence[str]) -> Figure | None:
-        """What it sees in clips (n, …), each under its label; None if it has nothing to show."""
+    def picture(self, values: Tensor, labels: Sequence[str], place: Box | None = None) -> Figure | None:
+        """What it sees in clips (n, …), each under its label; None if it has nothing to show.
+
+        Args:
+            place: of the face, in pixels of what its input is given; maps are shown inside its outline alone, since
+                what lies behind a head moves when the head is held still. None: everywhere.
+        """
         return None
 
     @property

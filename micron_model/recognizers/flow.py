@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..data.clips.faces import Box, inside_outline
 from ..data.clips.flow import OnsetApexFlow
 from .base import Examples, Recipe, Recognizer, RecognizerConfig, Start
 from .fitting import class_weights
@@ -74,7 +75,7 @@ class FlowRecognizer(Recognizer):
     def classify(self, features: Tensor) -> Tensor:
         return self.head((features - self.mean) / self.deviation)
 
-    def picture(self, values: Tensor, labels: Sequence[str]) -> Figure:
+    def picture(self, values: Tensor, labels: Sequence[str], place: Box | None = None) -> Figure:
         """The flow of each clip."""
         from matplotlib.figure import Figure
 
@@ -83,11 +84,13 @@ class FlowRecognizer(Recognizer):
         parts, side = self.config.parts, values.shape[-1]
         figure = Figure(figsize=(2.2 * len(values), 2.6), layout="constrained")
         places = (np.arange(parts) + 0.5) * side / parts - 0.5
+        shown = np.ones((side, side), bool) if place is None else inside_outline(place, side, 1).numpy()
+        of_parts = shown[np.ix_(places.round().astype(int), places.round().astype(int))]
         for axes, flow, label in zip(
             np.ravel(figure.subplots(1, len(values), squeeze=False)), values, labels, strict=True
         ):
-            axes.imshow(flow.norm(dim=0).numpy(), cmap=MAP_COLOURS)
-            right, down = F.adaptive_avg_pool2d(flow, parts).numpy()
+            axes.imshow(np.where(shown, flow.norm(dim=0).numpy(), np.nan), cmap=MAP_COLOURS)
+            right, down = np.where(of_parts, F.adaptive_avg_pool2d(flow, parts).numpy(), np.nan)
             axes.quiver(places, places, right, -down, color="white", width=0.008)
             axes.set_title(label, fontsize=8)
             axes.set_axis_off()

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..data.clips.faces import Box, inside_outline
 from ..data.clips.inputs import OnsetApex
 from ..data.databases.corpus import Corpus
 from ..loading import load_model
@@ -112,12 +113,14 @@ class MicronBERTRecognizer(Recognizer):
             layers[below].append(name)
         return layers
 
-    def picture(self, values: Tensor, labels: Sequence[str]) -> "Figure":
+    def picture(self, values: Tensor, labels: Sequence[str], place: Box | None = None) -> "Figure":
         """Onset, apex and the heat maps of the change between them."""
         from ..visualize import change_maps, figure_of_pairs
 
         onset, apex = values.unbind(1)
-        return figure_of_pairs(onset, apex, change_maps(self.backbone, onset, apex), labels=labels)
+        inside = place and inside_outline(place, values.shape[-1], self.backbone.config.patch_size)
+        maps = change_maps(self.backbone, onset, apex)
+        return figure_of_pairs(onset, apex, maps, labels=labels, inside=inside)
 
 
 @dataclass

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ..data.clips.faces import Box
 from ..data.clips.flow import ImagesOfClip
 from ..data.databases.corpus import Corpus
 from ..loading import load_model
@@ -88,7 +89,7 @@ class SLSTTRecognizer(Recognizer):
             layers.setdefault(place, []).append(name)
         return [layers[place] for place in sorted(layers)]
 
-    def picture(self, values: Tensor, labels: Sequence[str]) -> "Figure":
+    def picture(self, values: Tensor, labels: Sequence[str], place: Box | None = None) -> "Figure":
         """The first, middle and last image of each clip."""
         from ..visualize import figure_of_images
 

@@ -21,9 +21,11 @@ from ..data.clips.faces import inside_outline
 from ..data.clips.flow import flow_less_median
 from ..data.clips.frames import VideoClip, write_image
 from ..data.clips.synthetic import CLASSES, FPS, SyntheticClip
+from ..face_pair import Faces, compare
 from ..html_page import png
 from ..models.micron_bert import MicronBERT
-from ..prediction import Faces, Movement, compare, faces_of, figure_of_curve, note_of, predict
+from ..prediction import Movement, faces_of, note_of, predict
+from ..prediction_figures import figure_of_curve
 from ..recognizers.base import Recognizer
 from ..spotting import SpotConfig
 from ..visualize import Overlay, above_zero, change_maps, limits_of, map_image

@@ -2,6 +2,7 @@
 
 import json
 import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,9 +12,12 @@ import torch
 from micron_model import MicronBERT, preset
 from micron_model.cli import main
 from micron_model.data import FrameError, synthetic_clips
+from micron_model.data.clips.faces import inside_outline, place_in_cut
 from micron_model.data.clips.stabilize import look_up
 from micron_model.data.databases.lookalike import LookalikeConfig, make_lookalike
 from micron_model.prediction import SpotConfig, _whole_frames, predict
+from micron_model.prediction_figures import figure_of_candidates
+from micron_model.recognizers.flow import FlowRecognizer, FlowRecognizerConfig
 from writers import read_png, write_images, write_video
 
 FPS = 60.0
@@ -41,6 +45,26 @@ def test_a_video_is_classified(video, clips, recognizer):
     with torch.no_grad():
         expected = recognizer(candidate.values[None]).softmax(1)[0]
     torch.testing.assert_close(torch.tensor(list(candidate.probabilities.values())), expected)
+
+
+@pytest.mark.parametrize("system", ["micron-bert", "flow"])
+def test_maps_of_candidates_are_drawn_inside_the_outline_of_the_face(recognizer, system):
+    """Whatever was seen outside is in grey, or not there."""
+    if system == "flow":
+        recognizer, values = FlowRecognizer(FlowRecognizerConfig(("a", "b"), size=64)), torch.rand(2, 64, 64)
+    else:
+        values = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    candidates = [SimpleNamespace(values=values, seconds=(0.0, 1.0, 2.0))]
+    figure = figure_of_candidates(SimpleNamespace(candidates=candidates), recognizer, 0.3)
+    place, shown = place_in_cut(0.3, 64), [axes.images[0] for axes in figure.axes if axes.images]
+    if system == "flow":
+        coloured = ~np.ma.getmaskarray(shown[0].get_array())
+        inside = inside_outline(place, 64, 1).numpy()
+    else:
+        coloured = np.ptp(np.asarray(shown[3].get_array()), axis=2) > 1  # the first map
+        inside = inside_outline(place, 64, 8).repeat_interleave(8, 0).repeat_interleave(8, 1).numpy()
+    assert not coloured[~inside].any()
+    assert coloured[inside].mean() > 0.8
 
 
 def test_a_head_that_moves_is_held_still(clips, recognizer, tmp_path):
