@@ -261,10 +261,11 @@ class MicronBERT(
         """One step of pre-training, up to the loss.
 
         Args:
-            batch: ``frames`` and ``later``, frames t and t+δ (B, 3, H, W), uint8 or normalised; optionally
-                ``swap`` (B, N) bool, which patches of t to take from t+δ, otherwise ``blockwise_mask`` draws it;
-                and ``weight`` (B,), of mean 1, the weight of each pair in the losses. With ``config.movement`` also
-                ``still``, ``warped`` and ``moved``, see :class:`~micron_model.data.clips.warps.WarpedPair`.
+            batch: ``frames`` and ``later``, frames t and t+δ (B, 3, H, W), uint8 or normalised (training with
+                ``config.gamma`` 0 needs neither); optionally ``swap`` (B, N) bool, which patches of t to take from t+δ,
+                otherwise ``blockwise_mask`` draws it; and ``weight`` (B,), of mean 1, the weight of each pair in the
+                losses. With ``config.movement`` also ``still``, ``warped`` and ``moved``, see
+                :class:`~micron_model.data.clips.warps.WarpedPair`.
             generator: source of randomness of masks and crops, on the CPU.
 
         Returns:
@@ -274,9 +275,9 @@ class MicronBERT(
             ``scores`` (B, N); ``swapped`` (B, 3, H, W) and ``reconstruction`` (B, N, P·P·3), normalised.
         """
         config = self.config
-        frames, later = batch["frames"], batch["later"]
         if self.training and not config.gamma:
             return self._movement_alone(batch, generator)
+        frames, later = batch["frames"], batch["later"]
         size = frames.shape[0]
         rows, columns = (side // config.patch_size for side in frames.shape[2:])
         swap = batch.get("swap")

@@ -112,6 +112,7 @@ class Batches:
             "flip": config.flip,
             "stabilize": config.stabilize,
             "warp": model.patch_size if model.movement else 0,
+            "later": bool(model.gamma) or config.rejects,
         }
         dataset: Dataset
         clips, shards = sort_out(data)

@@ -9,11 +9,12 @@ from rich.console import Console
 from micron_model import preset
 from micron_model.data import ShardPairs, SyntheticClip
 from micron_model.data.clips.flow import flow_less_median
+from micron_model.data.clips.in_memory import InMemoryClip
 from micron_model.data.clips.pairs import FramePairs, collate
 from micron_model.data.clips.warps import warped_pair
 from micron_model.models.micron_bert import EncoderState
 from micron_model.models.vit import locally_normalized
-from micron_model.training import pretrain
+from micron_model.training import PretrainConfig, pretrain
 from micron_model.training.log import read_log
 
 MOVEMENT = {
@@ -63,6 +64,27 @@ def test_a_seed_repeats_a_warp_and_pairs_have_it_beside_theirs(clips):
     batch = collate([warped[i] for i in range(3)])
     assert batch["still"].shape == batch["warped"].shape == (3, 3, 32, 32)
     assert "moved" not in collate([plain[0]])
+
+
+def test_training_on_warps_alone_reads_no_later_frame(clips, tmp_path):
+    """And sees the warps that it would see with them."""
+    read = []
+
+    class Watched(InMemoryClip):
+        def read(self, indices, size):
+            read.append(len(indices))
+            return super().read(indices, size)
+
+    data = [Watched(clip, 32) for clip in clips[:2]]
+    config = preset("tiny", **MOVEMENT, image_size=32, width=32, depth=1)
+    for motion, count in (((0, 255), 1), ((0, 254), 2)):  # pairs are chosen by what both show
+        read.clear()
+        training = PretrainConfig(steps=1, batch_size=2, motion=motion)
+        pretrain(training, config, data, tmp_path / str(count), console=Console(quiet=True))
+        assert set(read) == {count}
+    alone, both = (FramePairs(data, 32, warp=8, later=later)[3] for later in (False, True))
+    assert "later" not in alone
+    assert all(torch.equal(alone[name], both[name]) for name in ("frames", "still", "warped", "moved"))
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")

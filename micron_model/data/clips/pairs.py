@@ -56,6 +56,7 @@ class FramePairs(Dataset):
         stabilize: lay the later frame over the earlier one. The face should fill the frames; where it cannot be
             followed the pair is left as it is, and is a problem.
         warp: side of a patch in pixels: to each pair belongs a :class:`WarpedPair` made of its earlier frame. 0: none.
+        later: False reads the earlier frame of each pair alone, for training on warps alone.
     """
 
     def __init__(
@@ -69,13 +70,14 @@ class FramePairs(Dataset):
         flip: bool = True,
         stabilize: bool = False,
         warp: int = 0,
+        later: bool = True,
     ):
         if not clips:
             raise ValueError("clips is empty; there is nothing to draw pairs from")
         check_delta(delta)
         self.clips, self.size, self.seed = clips, size, seed
         self.delta, self.delta_fps, self.flip, self.stabilize = delta, delta_fps, flip, stabilize
-        self.warp = warp
+        self.warp, self.later = warp, later
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -90,27 +92,31 @@ class FramePairs(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """``frames`` and ``later`` uint8 (3, size, size); ``source`` names them; ``problems`` met on the way.
 
+        With ``warp`` also what a :class:`WarpedPair` has; without ``later`` no ``later``.
+
         A pair that cannot be read is replaced by the next draw. Raises FrameError after 16 of them in a row.
         """
         problems = []
         for attempt in range(16):
             clip, t, delta, flipped = self._draw(index, attempt)
             try:
-                pair = clip.read([t, t + delta], self.size)
+                pair = clip.read([t, t + delta] if self.later else [t], self.size)
             except FrameError as error:
                 path = error.path or clip.name
                 problems.append(Problem(path, str(error).removeprefix(f"{path}: ")))
                 continue
-            source = f"{clip.name} frames {t} and {t + delta}"
-            if self.stabilize:
+            source = f"{clip.name} frames {t} and {t + delta}" if self.later else f"{clip.name} frame {t}"
+            if self.stabilize and self.later:
                 pair, problem = stabilized_pair(pair, source)
                 problems += problem
             if flipped:
                 pair = pair[..., ::-1].copy()
-            frames, later = torch.from_numpy(pair)
-            sample = {"frames": frames, "later": later, "source": source, "problems": problems}
+            views = dict(zip(("frames", "later"), torch.from_numpy(pair), strict=False))
+            sample = {**views, "source": source, "problems": problems}
             if self.warp:
-                sample |= warped(frames, np.random.default_rng((self.seed, index, attempt, 1)), self.warp)
+                sample |= warped(
+                    views["frames"], np.random.default_rng((self.seed, index, attempt, 1)), self.warp
+                )
             return sample
         raise FrameError(
             f"16 pairs in a row could not be read; the last: {problems[-1].path}: {problems[-1].reason}"

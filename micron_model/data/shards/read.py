@@ -236,6 +236,7 @@ class ShardPairs(IterableDataset):
         pairs_per_run: pairs that are drawn from each run in an epoch.
         stabilize: lay the later frame over the earlier one, as :class:`FramePairs` does.
         warp: side of a patch in pixels, as :class:`FramePairs` has it.
+        later: False decodes the earlier frame of each pair alone, as there.
         rank: of this process, in [0, ranks).
         ranks: processes that share the shards.
         start: for a consumer (rank · workers + logical worker), the ``position`` of its last sample: it goes on
@@ -256,6 +257,7 @@ class ShardPairs(IterableDataset):
         pairs_per_run: int = 4,
         stabilize: bool = False,
         warp: int = 0,
+        later: bool = True,
         rank: int = 0,
         ranks: int = 1,
         start: Mapping[int, Position] | None = None,
@@ -275,7 +277,7 @@ class ShardPairs(IterableDataset):
                 )
         self.shards, self.size, self.seed = list(shards), size, seed
         self.delta, self.delta_fps, self.flip, self.pairs_per_run = delta, delta_fps, flip, pairs_per_run
-        self.stabilize, self.warp = stabilize, warp
+        self.stabilize, self.warp, self.later = stabilize, warp, later
         self.rank, self.ranks, self.first_worker = rank, ranks, first_worker
         self.start = dict(start or {})
 
@@ -297,22 +299,23 @@ class ShardPairs(IterableDataset):
         for attempt in range(4):
             t, later, flipped = self._draw(run, _generator(*draw, attempt))
             images: Any = []
-            for number in (t, later):
+            wanted = (t, later) if self.later else (t,)
+            for number in wanted:
                 try:
                     images.append(decode_image(run.frames[number], self.size))
                 except FrameError as error:
                     problems.append(Problem(shard, f"{run.key}: frame {number} {error}"))
-            if len(images) == 2:
-                source = f"{run.clip} frames {t} and {later}"
+            if len(images) == len(wanted):
+                source = f"{run.clip} frames {t} and {later}" if self.later else f"{run.clip} frame {t}"
                 images = np.stack(images)
-                if self.stabilize:
+                if self.stabilize and self.later:
                     images, problem = stabilized_pair(images, source)
                     problems += problem
                 pair = torch.from_numpy(images)
-                frames, after = pair.flip(-1) if flipped else pair
-                sample = {"frames": frames, "later": after, "source": source}
+                views = dict(zip(("frames", "later"), pair.flip(-1) if flipped else pair, strict=False))
+                sample = {**views, "source": source}
                 if self.warp:
-                    sample |= warped(frames, _generator("warp", *draw, attempt), self.warp)
+                    sample |= warped(views["frames"], _generator("warp", *draw, attempt), self.warp)
                 return sample
         return None
 
