@@ -250,9 +250,8 @@ def compile_extension(objects: Path, wanted: str) -> Path:
         header = facts(torch, cuda, flags)
         # By itself, since all that sees pybind11 takes seconds to compile: what a checkout compares at import.
         sources = digest(ROOT / "csrc", cuda=bool(cuda.sources))
-        text = (
-            f'extern "C" const char micron_sources[];\nconst char micron_sources[] = {c_string(sources)};\n'
-        )
+        declared = 'extern "C" const char* const micron_sources;'
+        text = f"{declared}\nconst char* const micron_sources = {c_string(sources)};\n"
         for name, written in {"facts.h": header, "sources.cpp": text}.items():
             if not (objects / name).exists() or (objects / name).read_text() != written:
                 (objects / name).write_text(written)

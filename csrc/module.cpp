@@ -20,7 +20,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(micron_native, m) { micron::define_operators(m); }
 #define MICRON_NO_CUDA_REASON "not built"
 #endif
 
-extern "C" const char micron_sources[];  // setup.py writes it
+extern "C" const char* const micron_sources;  // setup.py writes it
 
 PYBIND11_MODULE(_native, m) {
   m.attr("compiler") = __VERSION__;

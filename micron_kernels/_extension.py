@@ -32,23 +32,19 @@ module: ModuleType | None = None
 reason = ""
 #: Whether it was left out on purpose: MICRON_BUILD=none.
 unwanted = False
-#: Whether there is one that other sources than those of this checkout were compiled to.
-stale = False
 #: The native implementation of each operator that has to do without.
 _left_out: dict[str, ModuleType] = {}
 _has_warned = False
 
 
 def _load() -> None:
-    global module, reason, unwanted, stale
+    global module, reason, unwanted
     try:
         native = importlib.import_module("micron_kernels._native")
         native.instruction_set()
-        # Schemas and kernels may differ: a pull brings Python and C++ of another version, and compiles nothing.
-        if (CSRC / "module.cpp").exists():  # a checkout
-            built_from = getattr(native, "sources", "")
-            stale = built_from != digest(CSRC, cuda=bool(native.cuda_architectures))
-        if stale:
+        # In a checkout a pull brings Python and C++ of another version, and compiles nothing.
+        built_from, cuda = getattr(native, "sources", ""), bool(native.cuda_architectures)
+        if (CSRC / "module.cpp").exists() and built_from != digest(CSRC, cuda=cuda):
             reason = f"the extension was built from other sources than {CSRC} holds"
         else:
             module = native

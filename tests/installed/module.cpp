@@ -6,7 +6,7 @@
 #endif
 
 extern "C" unsigned long long aoti_torch_abi_version();
-extern "C" const char micron_sources[];
+extern "C" const char* const micron_sources;
 
 static PyObject* instruction_set(PyObject*, PyObject*) {
   return PyUnicode_FromString(aoti_torch_abi_version() != 0 ? "portable" : "");
