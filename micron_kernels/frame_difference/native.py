@@ -7,22 +7,9 @@ from torch import Tensor
 
 from .._extension import constant, operators, with_contiguous_rows
 from .._extension import why_not_on_cpu_alone as why_not  # noqa: F401 - asked before a call
+from .memory_format import in_channels_last, is_channels_last
 
 DTYPES = (torch.uint8, torch.float32, torch.bfloat16, torch.float16)
-
-
-def _is_channels_last(x: Tensor) -> bool:
-    if x.is_contiguous():
-        return False
-    channels, _, width = x.shape[-3:]
-    return channels > 1 and x.stride(-3) == 1 and (width == 1 or x.stride(-1) == channels)
-
-
-def _like(x: Tensor, channels_last: bool) -> Tensor:
-    """``x`` with its pixels in that order in memory; a copy only where they are not."""
-    if not channels_last:
-        return with_contiguous_rows(x)
-    return x if _is_channels_last(x) else x.movedim(-3, -1).contiguous().movedim(-1, -3)
 
 
 def _factors(frames: Tensor, channel_scale: Tensor | None, power: int) -> Tensor:
@@ -38,10 +25,11 @@ def forward(
     frames: Tensor, reference: Tensor, patch_size: int, norm: str, channel_scale: Tensor | None
 ) -> Tensor:
     """(B, N) or (B, T, N)."""
-    channels_last = _is_channels_last(frames)
+    channels_last = is_channels_last(frames)
+    ordered = in_channels_last if channels_last else with_contiguous_rows
     return operators.frame_difference(
-        _like(frames, channels_last),
-        _like(reference, channels_last),
+        ordered(frames),
+        ordered(reference),
         patch_size,
         norm == "l2",
         _factors(frames, channel_scale, 1 if norm == "l1" else 2),

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .._implementation import interpreted
 from .._triton import launch
+from .memory_format import in_channels_last, is_channels_last
 
 #: Threads of a program of the forward pass: a warp. What the interpreter takes goes by programs, not by their size.
 THREADS = 256 if interpreted() else 32
@@ -177,16 +178,6 @@ def _with_time(x: Tensor) -> Tensor:
     return x[:, None] if x.dim() == 4 else x
 
 
-def _is_channels_last(x: Tensor) -> bool:
-    channels, _, width = x.shape[-3:]
-    return channels > 1 and x.stride(-3) == 1 and (width == 1 or x.stride(-1) == channels)
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    """``x`` in channels-last memory; a copy only where it is not."""
-    return x if _is_channels_last(x) else x.movedim(-3, -1).contiguous().movedim(-1, -3)
-
-
 def _forward_tile(time: int, rows: int, columns: int, itemsize: int, across: int) -> dict[str, int]:
     """What a program takes at a time; ``across`` patches, rows × columns, are side by side."""
     width = triton.next_power_of_2(columns)
@@ -230,8 +221,8 @@ def forward(
     batch, time, channels = images.shape[:3]
     strides = *images.stride(), *reference.stride()
     planes, interleaved = channels, 1
-    if _is_channels_last(frames):
-        reference = _channels_last(reference)
+    if is_channels_last(frames):
+        reference = in_channels_last(reference)
         strides = *images.stride()[:4], 1, *reference.stride()[:3], 1
         planes, interleaved = 1, channels
     columns = patch_size * interleaved
