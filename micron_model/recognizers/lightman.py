@@ -69,15 +69,15 @@ class LightmanRecipe(Recipe):
     """Of a task; 0 leaves one level, in which both losses are summed."""
     inner: Literal["last", "all"] = "last"
     """What inner steps change: the classifier and the last block, or all."""
-    inner_rate: float = 1e-3
+    inner_rate: float = 1e-2
     """α of the inner steps; where it is learned, its start."""
     rates: Literal["fixed", "learned"] = "learned"
     """Learn α, one for each layer (Meta-SGD), or leave it."""
     order: Literal["first", "second"] = "first"
     """second: the outer gradient goes through the inner steps (MAML); first: it takes their gradients as given."""
     task_clips: int = 16
-    """Most clips of a task, half of them to learn from and half to be tested on. A step has tasks of about --batch-size
-    clips."""
+    """Most clips of a task, half of them for the inner steps and half for the loss after them. A step has tasks of
+    about --batch-size clips."""
 
     def __post_init__(self) -> None:
         if self.wrapped.embeds_once:
@@ -90,8 +90,10 @@ class LightmanRecipe(Recipe):
             )
         if not 0 <= self.inner_steps <= 5:
             raise ValueError(f"inner_steps={self.inner_steps}; it must lie in [0, 5]")
-        if self.task_clips < 2:
-            raise ValueError(f"task_clips={self.task_clips}; a task needs 2, one for each side")
+        if self.task_clips < 3:
+            raise ValueError(
+                f"task_clips={self.task_clips}; it must be at least 3, since three clips cannot be shared out by two"
+            )
         for name in ("inner_rate", "align_weight"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)}; it must be positive and finite")
@@ -129,6 +131,8 @@ class LightmanRecipe(Recipe):
             )
         if self.align != "off" and train.macro is None:
             lines.append("lightman: no clips of macro-expressions (--macro), so the auxiliary loss is off")
+        if self.align == "off" and train.macro is not None:
+            lines.append("lightman: --align is off, so the macro-expressions are not used")
         return lines
 
     def learn(
@@ -186,9 +190,6 @@ class BiLevel:
         named = dict(recognizer.named_parameters())
         layers = recognizer.layers_from_the_top()
         self.layers = layers if recipe.inner == "all" else layers[:LAST_LAYERS]
-        self.inner = {
-            name: named[name] for names in self.layers for name in names if named[name].requires_grad
-        }
         self.trained = {name: p for name, p in named.items() if p.requires_grad}
         self.weights = None
         if self.wrapped.balance == "loss":
@@ -260,20 +261,21 @@ class BiLevel:
         return {name: torch.stack([m[name] for m in measured]).mean() for name in measured[0]}
 
     def _two_levels(self, support: list[int], query: list[int], tasks: int) -> dict[str, Tensor]:
-        """Add the gradient of the query loss after inner steps on the support side."""
+        """Add the gradients of both losses on the support side, and of the query loss after inner steps there."""
         second_order = self.recipe.order == "second"
         with _twice_differentiable(self.device) if second_order else nullcontext():
             of_layer = zip(self.layers, self.log_rates.exp(), strict=True)
             moved, taken = descend(
-                self._losses(support, None), self.inner,
-                {name: rate for names, rate in of_layer for name in names},
+                self._losses(support), self.trained,
+                {name: rate for names, rate in of_layer for name in names if name in self.trained},
                 steps=self.recipe.inner_steps, second_order=second_order, **self._branch,
             )  # fmt: skip
             values, labels = self._clips(query)
             logits, _ = self._forward(moved, values, len(labels))
-            loss = self._cross_entropy(logits, labels, self.weights)
+            loss = self._cross_entropy(logits, labels)
             learned = [self.log_rates] if self.log_rates.requires_grad else []
             (loss / tasks).backward(inputs=[*self.trained.values(), *learned])
+        _add(taken[0].joint, self.trained.values(), tasks)
         _add(taken[0].beside, self.beside, tasks)
         before = taken[0].measured
         return {"query loss": loss.detach(), "support loss": before["loss"]} | {
@@ -282,22 +284,17 @@ class BiLevel:
 
     def _one_level(self, support: list[int], query: list[int], tasks: int) -> dict[str, Tensor]:
         """Add the gradient of both losses on all clips of a task."""
-        primary, auxiliary = self._losses([*support, *query], self.weights)({})
+        primary, auxiliary = self._losses([*support, *query])({})
         found = gradients_of(primary, auxiliary, self.trained, **self._branch)
         _add(found.joint, self.trained.values(), tasks)
         _add(found.beside, self.beside, tasks)
         return found.measured
 
-    def _losses(
-        self, chosen: list[int], weights: Tensor | None
-    ) -> Callable[[Parameters], tuple[Tensor, Tensor | None]]:
+    def _losses(self, chosen: list[int]) -> Callable[[Parameters], tuple[Tensor, Tensor | None]]:
         """Primary and auxiliary loss of some clips, the latter beside as many macro clips."""
         micro, labels = self._clips(chosen)
         if self.macro is None or self.alignment is None:
-            return lambda at: (
-                self._cross_entropy(self._forward(at, micro, len(micro))[0], labels, weights),
-                None,
-            )
+            return lambda at: (self._cross_entropy(self._forward(at, micro, len(micro))[0], labels), None)
         alignment = self.alignment
         drawn = self._draw_macro(self.macro, len(chosen))
         macro = self._augmented(self.macro.values[drawn])
@@ -309,9 +306,7 @@ class BiLevel:
         def losses(at: Parameters) -> tuple[Tensor, Tensor]:
             logits, features = self._forward(at, values, len(micro))
             of_micro, of_beside = features.float().split([len(micro), len(beside)])
-            return self._cross_entropy(logits, labels, weights), alignment(
-                of_micro, labels, of_beside, targets
-            )
+            return self._cross_entropy(logits, labels), alignment(of_micro, labels, of_beside, targets)
 
         return losses
 
@@ -319,11 +314,11 @@ class BiLevel:
         with autocast(self.wrapped.precision, self.device):
             return self.branches.at(at, values, labelled)
 
-    def _cross_entropy(self, logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
+    def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Mean over clips, each with the weight of its class: the weights' mean over the training clips is 1."""
         smoothing = self.wrapped.label_smoothing
         losses = F.cross_entropy(logits.float(), labels, label_smoothing=smoothing, reduction="none")
-        return (losses if weights is None else losses * weights[labels]).mean()
+        return (losses if self.weights is None else losses * self.weights[labels]).mean()
 
     def _clips(self, chosen: list[int]) -> tuple[Tensor, Tensor]:
         return self._augmented(self.train.values[chosen]), self.train.labels[chosen].to(self.device)
@@ -361,7 +356,7 @@ class BiLevel:
 
 def _add(gradients: Iterable[Tensor], parameters: Iterable[Tensor], tasks: int) -> None:
     for parameter, gradient in zip(parameters, gradients, strict=True):
-        gradient = gradient / tasks
+        gradient = gradient.detach() / tasks
         parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
 
 

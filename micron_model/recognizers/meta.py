@@ -3,11 +3,13 @@
 A task has a support side S and a query side Q of other clips. With primary loss p, auxiliary loss a and its weight λ,
 
     θ' = θ − α ∇_θ [p_S(θ) + λ a_S(θ)]        once or more, of some layers
-    θ ← θ − β ∇_θ p_Q(θ')
+    θ ← θ − β ∇_θ [p_S(θ) + λ a_S(θ) + p_Q(θ')]
 
-The outer gradient through the inner steps is MAML's (Finn, Abbeel, Levine, ICML 2017); without the derivative of the
-inner gradient it is MAML's first-order form. A rate α for each layer, learned by the same outer gradient, is Meta-SGD
-(Li, Zhou, Chen, Li, 2017) with one number a layer in place of one a weight, as in MAML++ (Antoniou et al., ICLR 2019).
+The gradient through the inner steps is MAML's (Finn, Abbeel, Levine, ICML 2017); without the derivative of the inner
+gradient it is MAML's first-order form. The loss of the support side beside it is that of MLDG (Li, Yang, Song,
+Hospedales, AAAI 2018): what is tested as it is must be good as it is, and the auxiliary task shapes θ. A rate α for
+each layer, learned by the same outer gradient, is Meta-SGD (Li, Zhou, Chen, Li, 2017) with one number a layer in place
+of one a weight, as in MAML++ (Antoniou et al., ICLR 2019).
 """
 
 from __future__ import annotations
@@ -119,17 +121,18 @@ def descend(
 
     Args:
         losses: p and a at parameters.
-        parameters: θ, by name.
-        rates: α of each.
+        parameters: θ, by name. The gradients of the first step are of all of them.
+        rates: α of those that move; the gradients of later steps are of these.
         steps: how many.
         second_order: keep the graph of the inner gradients, so that θ' can be differentiated through them.
         branch: of :func:`gradients_of`.
     """
     current, taken = dict(parameters), []
-    for _ in range(steps):
-        found = gradients_of(*losses(current), current, create_graph=second_order, **branch)
-        moved = zip(current.items(), found.joint, strict=True)
-        current = {name: value - rates[name] * gradient for (name, value), gradient in moved}
+    for step in range(steps):
+        of = {name: current[name] for name in rates} if step else current
+        found = gradients_of(*losses(current), of, create_graph=second_order, **branch)
+        gradients = dict(zip(of, found.joint, strict=True))
+        current |= {name: current[name] - rate * gradients[name] for name, rate in rates.items()}
         taken.append(found)
     return current, taken
 
@@ -159,10 +162,10 @@ def adapted(
     if steps < 0:
         raise ValueError(f"steps={steps}; it must be at least 0")
     found = copy.deepcopy(recognizer).eval()
-    rate_of = {
-        name: a for a, names in zip(rates, found.layers_from_the_top(), strict=False) for name in names
-    }
-    parameters = {name: p for name, p in found.named_parameters() if name in rate_of and p.requires_grad}
+    named = dict(found.named_parameters())
+    layers = zip(rates, found.layers_from_the_top(), strict=False)
+    rate_of = {name: rate for rate, names in layers for name in names if named[name].requires_grad}
+    parameters = {name: named[name] for name in rate_of}
     values, labels = few.values[:].to(found.device), few.labels.to(found.device)
     branches = Branches(found)
 
@@ -228,11 +231,7 @@ def tasks_of_epoch(
         places = {i: (k + 0.5) / len(of) for of in of_class.values() for k, i in enumerate(of)}
         order = torch.tensor(sorted(places, key=lambda i: places[i]))  # [n], each class evenly spread
         for part in order.tensor_split(-(-len(order) // most)):
-            sides: tuple[list[int], list[int]] = ([], [])
-            for label in of_class:
-                for k, i in enumerate(i for i in part.tolist() if int(labels[i]) == label):
-                    if k % 2 == 0:  # the first of two goes where fewer are
-                        first = int(len(sides[1]) < len(sides[0]))
-                    sides[first if k % 2 == 0 else 1 - first].append(i)
-            tasks.append((subject, *sides))
+            by_class = sorted(part.tolist(), key=lambda i: int(labels[i]))
+            first = shuffled(2)[0]  # at random, so that no class is on one side alone throughout
+            tasks.append((subject, by_class[first::2], by_class[1 - first :: 2]))
     return [tasks[i] for i in shuffled(len(tasks))]

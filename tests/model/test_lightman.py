@@ -20,7 +20,7 @@ from micron_model.loading import load_recognizer
 from micron_model.recognizers.base import Examples, MacroExamples
 from micron_model.recognizers.fitting import logits_of
 from micron_model.recognizers.flow import FlowRecipe
-from micron_model.recognizers.lightman import HARMS, LightmanOverSLSTT, LightmanRecipe
+from micron_model.recognizers.lightman import HARMS, BiLevel, LightmanOverSLSTT, LightmanRecipe
 from micron_model.recognizers.micron_bert import MicronBERTRecipe, start_from
 
 CLASSES = ("negative", "positive", "surprise")
@@ -85,7 +85,7 @@ def test_its_losses_fall_and_are_measured_each_epoch(start, train, settings):
     layers = len(recognizer.layers_from_the_top()) if settings.get("inner") == "all" else 2
     assert len(recognizer.config.inner_rates) == layers
     fixed = settings.get("rates") == "fixed" or settings.get("inner_steps") == 0
-    assert (recognizer.config.inner_rates == pytest.approx((1e-3,) * layers, rel=1e-6)) == fixed
+    assert (recognizer.config.inner_rates == pytest.approx((1e-2,) * layers, rel=1e-6)) == fixed
 
 
 def test_the_same_seed_gives_the_same_weights_whatever_the_global_generator(start, train):
@@ -115,6 +115,21 @@ def test_the_orders_differ_and_so_do_trainings_with_and_without_macro_expression
     assert torch.equal(found[2], found[3])
 
 
+def test_an_outer_step_is_of_the_loss_before_inner_steps_and_of_that_of_other_clips_after_them(start, train):
+    recipe = lightman(inner_rate=1e-30, align="off", balance="off")
+    recipe.wrapped.shift, recipe.wrapped.flip, recipe.wrapped.brightness = 0, False, 0
+    recognizer = recipe.build(start, CLASSES, seed=0)
+    training = BiLevel(recipe, recognizer, train, torch.Generator())
+    training._two_levels([0, 1], [4, 5, 6], 2)
+    found = [p.grad.clone() for p in recognizer.parameters()]
+    recognizer.zero_grad()
+    for chosen in ([0, 1], [4, 5, 6]):
+        logits = recognizer(recipe.wrapped.augment(recognizer, train.values[chosen], torch.Generator()))
+        (torch.nn.functional.cross_entropy(logits, train.labels[chosen]) / 2).backward()
+    for ours, p in zip(found, recognizer.parameters(), strict=True):
+        torch.testing.assert_close(ours, p.grad, rtol=1e-4, atol=1e-6)
+
+
 def test_mixed_precision_is_near_fp32(start, train):
     exact, rounded = (
         weights_of(lightman(epochs=1, order="second", precision=p), start, train)[1].history[0]
@@ -130,6 +145,9 @@ def test_remarks_count_joined_subjects_and_say_that_nothing_is_aligned(train):
     assert "no clips of macro-expressions (--macro), so the auxiliary loss is off" in off
     assert lightman().remarks(train) == []
     assert lightman(align="off").remarks(train._replace(macro=None)) == []
+    assert lightman(align="off").remarks(train) == [
+        "lightman: --align is off, so the macro-expressions are not used"
+    ]
 
 
 def test_an_auxiliary_task_that_harms_is_said(start, train, monkeypatch):
@@ -210,7 +228,7 @@ def test_adaptations_that_cannot_be_are_refused(start, train):
         ({"inner_rate": 0.0}, "inner_rate=0.0; it must be positive and finite"),
         ({"inner_rate": float("inf")}, "inner_rate=inf; it must be positive and finite"),
         ({"align_weight": float("nan")}, "align_weight=nan; it must be positive and finite"),
-        ({"task_clips": 1}, "task_clips=1; a task needs 2"),
+        ({"task_clips": 2}, "task_clips=2; it must be at least 3"),
         ({"balance": "sampling"}, "balance='sampling'; lightman draws clips by subject"),
         ({"wrapped": MicronBERTRecipe(freeze="encoder")}, "features of micron-bert, which are frozen"),
     ],

@@ -166,6 +166,13 @@ def test_a_task_has_other_clips_on_both_sides_and_an_epoch_has_every_clip_once()
     assert tasks != tasks_of_epoch(Subjects.of(subjects), labels, 8, torch.Generator().manual_seed(1))
 
 
+def test_a_single_clip_of_a_class_is_as_often_on_either_side():
+    subjects, labels = Subjects.of("aaa"), torch.tensor([0, 0, 1])
+    generator = torch.Generator().manual_seed(0)
+    tasks = [tasks_of_epoch(subjects, labels, 16, generator)[0] for _ in range(200)]
+    assert 70 < sum(2 in query for _, _, query in tasks) < 130
+
+
 @pytest.mark.parametrize(
     ("subjects", "tasks", "joined"),
     [
