@@ -180,3 +180,11 @@ class ProgressBar(Progress):
         if task.time_remaining:
             line += f", about {task.time_remaining:.0f} s to go"
         return ", ".join([line, *(str(text) for c in self._texts if (text := c.render(task)))])
+
+
+@contextlib.contextmanager
+def counting(what: str, console: Console) -> Iterator[Callable[[int, int], None]]:
+    """A bar of one task whose total is known once it has begun: a function to be told what is done, of how much."""
+    with ProgressBar(console=console) as progress:
+        shown = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(shown, completed=done, total=total)

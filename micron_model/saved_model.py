@@ -86,10 +86,17 @@ def read_settings(kind: type[_Config], found: Any, where: str | Path) -> _Config
         ValueError: names the settings that are not so.
     """
     hints = typing.get_type_hints(kind)
-    names = [f.name for f in dataclasses.fields(typing.cast(Any, kind))]
+    default_of = {f.name: f.default for f in dataclasses.fields(typing.cast(Any, kind))}
+    names = list(default_of)
     if not isinstance(found, dict):
         raise ValueError(f"{where}: holds a {type(found).__name__}; settings are an object")
     missing, unknown = [n for n in names if n not in found], [n for n in found if n not in names]
+    usual = {name: default_of[name] for name in missing if default_of[name] is not dataclasses.MISSING}
+    if missing and not unknown and len(usual) == len(missing):
+        raise ValueError(
+            f"{where}: settings missing: {', '.join(missing)}. If a version that did not know them saved it, add to "
+            f"the file what they are by default ({json.dumps(usual)[1:-1]}), or train it anew"
+        )
     if missing or unknown:
         what = kind.__name__.removesuffix("Config").lower()
         raise ValueError(

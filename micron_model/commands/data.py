@@ -17,7 +17,7 @@ from ..data.databases.listed import Reading
 from ..data.databases.lookalike import LookalikeConfig, make_lookalike
 from ..data.databases.megc2019 import PARTS, Part
 from ..plain_text import say, visible
-from ..progress import working
+from ..progress import counting, working
 from .answer import Status, answering
 
 DatasetName = Literal["casme2", "samm", "smic", "casme3", "megc2019"]
@@ -94,8 +94,7 @@ class DataCheck:
 
     def run(self, console: Console) -> int:
         with answering(self.json) as answer:
-            with working(f"reading {self.dataset}", console):
-                census = self._census()
+            census = self._census(console)
             answer.document = census.as_json()
             if not self.json:
                 sys.stdout.write(visible(census.describe(every=self.every), 10**7, keep="\n") + "\n")
@@ -104,14 +103,16 @@ class DataCheck:
             say(console, "no protocol runs on this census, unless it is told to with --allow-differences")
         return Status.DIFFERS if census.differences else Status.DONE
 
-    def _census(self) -> Census:
+    def _census(self, console: Console) -> Census:
         if self.dataset != "macro":
-            return self.source.load(self.dataset, self.root).census
+            with working(f"reading {self.dataset}", console):
+                return self.source.load(self.dataset, self.root).census
         if given := [name for name, value in vars(self.source).items() if value != getattr(Source(), name)]:
             raise ValueError(
                 f"--{given[0].replace('_', '-')} is for a database's sheet and frames; macro has none"
             )
-        return macro.load(self.root).census
+        with counting("reading macro-expressions", console) as advance:
+            return macro.load(self.root, advance).census
 
 
 @dataclass

@@ -13,7 +13,7 @@ from ..data.databases import macro
 from ..data.databases.classes import SCHEMES
 from ..data.databases.prepared import FaceConfig, prepare
 from ..plain_text import say
-from ..progress import ProgressBar
+from ..progress import ProgressBar, counting
 from ..recognizers.base import MacroExamples
 from ..training.problems import report_problems
 from .task import Task, positions
@@ -48,7 +48,8 @@ def with_macro(
         ValueError: they have no labels, none has a class of the task, or they may show tested subjects.
     """
     console = console or Console(stderr=True)
-    expressions, census = macro.load(path)
+    with counting("reading macro-expressions", console) as advance:
+        expressions, census = macro.load(path, advance)
     report_problems(census.dropped, console, "macro-expressions are left out")
     stamps = []
     tested = [task.expressions[i] for i in sorted({i for fold in task.folds for i in fold.test})]

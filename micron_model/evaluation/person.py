@@ -59,7 +59,8 @@ def adapt_to_person(
         f"{name} {n}" for i, name in enumerate(adapted.classes) if (n := int((labels == i).sum()))
     )
     said = (
-        f"adapted to a person by {steps} step{'s' * (steps > 1)} on {len(labels)} labelled clips ({counts})"
+        f"adapted to a person by {steps} step{'s' * (steps > 1)} on {len(labels)} labelled "
+        f"clip{'s' * (len(labels) > 1)} ({counts})"
     )
     adapted.config = replace(
         adapted.config, trained_on=f"{adapted.config.trained_on or 'an unknown set of clips'}; {said}"

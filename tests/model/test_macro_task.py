@@ -64,6 +64,7 @@ def test_classes_are_those_of_the_task_and_what_one_side_alone_knows_is_named(ta
     about = found.about["macro-expressions"]
     assert "left out: anger 3, fear 3, sadness 3, contempt 3; classes that they do not show: none" in about
     assert about in said.file.getvalue()
+    assert "reading macro-expressions 27/27" in said.file.getvalue()
     of_three = task._replace(scheme="3", classes=("negative", "positive", "surprise"))
     three = with_macro(of_three, trees[1], INPUT, face=FACE, console=QUIET)
     assert three.macro[INPUT.key].labels.bincount().tolist() == [18, 3, 3]  # the rest are others

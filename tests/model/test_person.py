@@ -76,6 +76,11 @@ def test_clips_that_cannot_adapt_are_refused_in_words(recognizer, listed, tmp_pa
         adapt(listed("anger"))
     with pytest.raises(ValueError, match="lists clips of 2 people"):
         adapt(listed("happiness", "surprise", subjects=("anna", "bob")))
+    (tmp_path / "none.csv").write_text("clip,emotion\n")
+    with pytest.raises(
+        ValueError, match=r"none of 0 clips can be used\. Each needs an emotion, in the column"
+    ):
+        adapt(tmp_path / "none.csv")
     with pytest.raises(ValueError, match="adapt_steps=0; at least 1"):
         adapt(listed("happiness"), steps=0)
     (tmp_path / "wrong.csv").write_text("clip,label\nclip0,happiness\n")

@@ -162,13 +162,16 @@ def test_settings_that_are_not_those_of_the_weights_are_refused(folder, settings
         load_recognizer(folder)
 
 
-def test_a_setting_that_is_missing_is_refused(folder):
+def test_a_setting_that_is_missing_is_refused_and_what_it_is_by_default_loads(folder):
     path = folder / "config.json"
     found = json.loads(path.read_text())
-    del found["model"]["roles"]
+    del found["inner_rates"]
     path.write_text(json.dumps(found))
-    with pytest.raises(ValueError, match=r"config\.json: .*settings missing: roles"):
+    with pytest.raises(ValueError, match=r"config\.json: settings missing: inner_rates\. .*add") as refused:
         load_recognizer(folder)
+    (default,) = re.findall(r'"inner_rates": \[\]', str(refused.value))
+    path.write_text(json.dumps(found)[:-1] + f", {default}}}")
+    assert load_recognizer(folder).config.inner_rates == ()
 
 
 @pytest.mark.parametrize(

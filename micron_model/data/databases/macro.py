@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -55,6 +55,10 @@ _EMOTIONS = (
 )
 #: Of folders, which name neither a person nor an emotion.
 _NON_MICRO = re.compile(r"non[\W_]?micro")
+_NEEDS = (
+    "Each needs a subject and an emotion: a csv with the columns clip, subject, emotion, given in place of the folder "
+    f"or in it as {LIST}; or folders <subject>/<emotion>/<clip>; or CREMA-D's names"
+)
 _READING = Reading(allow_missing_frames=True)
 _CASME3 = Facts(
     dataset="casme3",
@@ -86,7 +90,7 @@ class _Found(NamedTuple):
     """subject, emotion, and maybe dataset, onset, apex and offset."""
 
 
-def load(path: str | Path) -> Dataset:
+def load(path: str | Path, advance: Callable[[int, int], object] = lambda done, total: None) -> Dataset:
     """The macro-expressions at ``path``. An apex that is not listed is the midpoint, to be spotted.
 
     Args:
@@ -95,6 +99,7 @@ def load(path: str | Path) -> Dataset:
             of frames); or a folder that holds such a csv as ``macro.csv``, or the sheet of CAS(ME)³'s
             macro-expressions and its part A, or CREMA-D's videos (``1001_DFA_ANG_XX.flv``), or clips in folders
             ``<subject>/<emotion>/<clip>`` or ``<emotion>/<subject>/<clip>``.
+        advance: told after each clip how many are read, and of how many; not of CAS(ME)³'s sheet.
 
     Raises:
         FileNotFoundError: there is no such file or folder.
@@ -104,9 +109,9 @@ def load(path: str | Path) -> Dataset:
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
     if not path.is_dir():
-        return _collect(path, _listed(path), [f"rows of {path}"])
+        return _collect(path, _listed(path), [f"rows of {path}"], advance)
     if (path / LIST).exists():
-        return _collect(path / LIST, _listed(path / LIST), [f"rows of {path / LIST}"])
+        return _collect(path / LIST, _listed(path / LIST), [f"rows of {path / LIST}"], advance)
     files, problems = list[Path](), list[Problem]()
     folders = list[Path]()
     for folder, inside in walk(path, problems.append):
@@ -120,14 +125,14 @@ def load(path: str | Path) -> Dataset:
     if others := len(files) - len(videos):
         notes.append(f"{others} files are neither image nor video")
     if any(_CREMA_D.fullmatch(video.stem) for video in videos):
-        found = _collect(path, _of_crema_d(path, videos), notes)
+        found = _collect(path, _of_crema_d(path, videos), notes, advance)
         subjects, clips = _OF_CREMA_D
         found.census.notes.append(
             f"{len(found.expressions)} of the {clips} clips and {len(found.census.subjects)} of the {subjects} actors "
             "of CREMA-D"
         )
         return found
-    return _collect(path, _in_folders(path, sorted([*folders, *videos])), notes)
+    return _collect(path, _in_folders(path, sorted([*folders, *videos])), notes, advance)
 
 
 def load_of_person(path: Path) -> Dataset:
@@ -139,7 +144,8 @@ def load_of_person(path: Path) -> Dataset:
     """
     if path.is_dir():
         raise ValueError(f"{path}: is a folder; clips of a person are listed in a csv, by clip and emotion")
-    found = _collect(path, _listed(path, ("clip", "emotion")), [f"rows of {path}"])
+    needs = "Each needs an emotion, in the column of that name, and frames that can be read"
+    found = _collect(path, _listed(path, ("clip", "emotion")), [f"rows of {path}"], needs=needs)
     if len(people := sorted(found.census.subjects)) > 1:
         raise ValueError(
             f"{path}: lists clips of {len(people)} people ({', '.join(people[:4])}); give those of one"
@@ -197,16 +203,27 @@ def _below(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix()
 
 
-def _collect(path: Path, listed: Iterator[_Found], notes: Sequence[str]) -> Dataset:
+def _collect(
+    path: Path,
+    listed: Iterator[_Found],
+    notes: Sequence[str],
+    advance: Callable[[int, int], object] = lambda done, total: None,
+    needs: str = _NEEDS,
+) -> Dataset:
     """Raises ValueError where no clip can be used."""
-    found = collect(UNKNOWN, None, listed, _read, notes, _READING)
+    clips = list(listed)
+
+    def counted() -> Iterator[_Found]:
+        for done, clip in enumerate(clips, 1):
+            yield clip
+            advance(done, len(clips))
+
+    found = collect(UNKNOWN, None, counted(), _read, notes, _READING)
     if not found.expressions:
         reasons = found.census.dropped
         some = "; ".join(f"{problem.path}: {problem.reason}" for problem in reasons[:3])
         raise ValueError(
-            f"{path}: none of {len(reasons)} clips can be used{': ' * bool(some)}{some}. Each "
-            f"needs a subject and an emotion: a csv with the columns clip, subject, emotion, given in place of the "
-            f"folder or in it as {LIST}; or folders <subject>/<emotion>/<clip>; or CREMA-D's names"
+            f"{path}: none of {len(reasons)} clips can be used{': ' * bool(some)}{some}. {needs}"
         )
     return found
 
