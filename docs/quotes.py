@@ -122,7 +122,12 @@ def quotes() -> Iterator[tuple[str, str, list[str]]]:
     ahead = [auroc(trained, "none"), best_plain("none"), auroc(trained, "all"), best_plain("all")]
     piece = "AUROC {} against {} where nothing disturbs, {} against {} under light"
     yield "README.md", piece, [x for pair in ahead for x in pair]
+    outlined = [auroc(f"{row}, registered, outlined") for row in ("Farnebäck flow", "movement, flow")]
+    piece = "flow has {} and {} and the trained map {} and {}"
+    yield "README.md", piece, [row[level] for row in outlined for level in (0, -1)]
     page = "docs/models/micron_bert.md"
+    six = ", ".join(["{}"] * 6)
+    yield page, f"flow has {six} and the trained map {six}", [x for row in outlined for x in row]
     yield (
         page,
         "| best of plain difference, normalised difference, Farnebäck and DIS flow |" + " {} |" * 6,
