@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 DEMO   := $(VENV)/.installed-for-demo
 
-.PHONY: demo test docs fuzz lint format install browser clean bench wheel try-wheel abi-check sanitize-cpu sanitize bench-gpu
+.PHONY: demo kernels dependencies test docs fuzz lint format install browser clean bench wheel try-wheel abi-check sanitize-cpu sanitize bench-gpu
 
 install: $(STAMP)
 
@@ -16,8 +16,17 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-com
 define INSTALL
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) pip setuptools ninja pybind11 torch numpy
+	$(MAKE) --no-print-directory --jobs=2 kernels dependencies
 	$(PIP) --no-build-isolation -e
 endef
+# Beside each other: compilers work while pip installs what else is needed. What cannot be compiled is told in the last
+# step, which finds what could. Without MAKEFLAGS, or ninja would keep to two jobs as well.
+kernels:
+	MAKEFLAGS= $(BIN)/python setup.py -q build_ext --inplace >$(VENV)/kernels.log 2>&1 || true
+DEPENDENCIES := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")
+dependencies:
+	$(BIN)/python -c '$(DEPENDENCIES)' | $(PIP) -r /dev/stdin
+
 # A kernel that was changed, by a pull too, is built again: the Python of one version does not fit the kernels of another.
 $(STAMP) $(DEMO): pyproject.toml setup.py tools/find_torch.py tools/find_cuda.py constraints.txt $(shell find csrc -type f)
 $(STAMP):
