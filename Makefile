@@ -33,7 +33,7 @@ $(STAMP):
 	$(INSTALL) ".[dev]"
 	touch $(DEMO) $(STAMP)
 $(DEMO):
-	$(INSTALL) .
+	$(INSTALL) ".[web]"
 	touch $(DEMO)
 
 demo: $(DEMO)
