@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from rich.console import Console
@@ -227,7 +228,7 @@ def _table(measured: Measured) -> str:
 def write_report(
     before: MicronBERT, after: MicronBERT, held_out: HeldOut, config: DemoConfig, out: Path, started: float
 ) -> dict[str, Any]:
-    """Write ``report.html``, self-contained, its PNGs and ``results.json`` to ``out``; return the results.
+    """Write ``report.html``, its PNGs, a pair of faces and ``results.json`` to ``out``; return the results.
 
     Args:
         before: the network as training began with it.
@@ -251,6 +252,9 @@ def write_report(
     images = {name: html_page.png(figure) for name, figure in figures.items()}
     for name, data in images.items():
         write_whole(out / f"{name}.png", data)
+    clip = held_out.clips[shown[0]]  # for `micron heatmap`, where there is no face at hand
+    for name, frame in zip(("onset", "apex"), clip.read([clip.onset, clip.apex], 256), strict=True):
+        write_whole(out / f"{name}.png", cv2.imencode(".png", frame[::-1].transpose(1, 2, 0))[1].tobytes())
     results = {
         "auroc": {
             name: {

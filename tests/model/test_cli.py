@@ -131,7 +131,7 @@ def test_demo_writes_everything_it_names(tmp_path, monkeypatch):
     losses = [entry["loss"] for entry in read_log(tmp_path) if "loss" in entry]
     assert json.loads((tmp_path / "results.json").read_text())["auroc"] == results["auroc"]
     page = (tmp_path / "report.html").read_text()
-    for name in ("film", "maps", "auroc", "losses"):
+    for name in ("film", "maps", "auroc", "losses", "onset", "apex"):
         assert read_png(tmp_path / f"{name}.png").std() > 5
     assert page.count("data:image/png;base64,") == 4
     assert not re.search(r'(src|href)="(?!data:)', page)
