@@ -1,6 +1,8 @@
 """What a call costs beside its work: the smallest shapes, one thread."""
 
+import functools
 import itertools
+import statistics
 
 import pytest
 import timing_cpu
@@ -51,11 +53,25 @@ def compiled_operators_alone(call, inputs, module, monkeypatch):
     call(*inputs)
     assert recorder.calls, "the call did not reach the compiled operators"
 
+    monkeypatch.undo()
+
     def alone():
         for operator, arguments in recorder.calls:
             operator(*arguments)
 
     return alone
+
+
+def seconds_more(call, alone, calls=100, turns=60):
+    """What a call takes beyond the compiled operators: the median of turns, between which the clock may change."""
+
+    def one(function):
+        start = timing_cpu.now()
+        for _ in range(calls):
+            function()
+        return (timing_cpu.now() - start) / calls
+
+    return statistics.median(one(call) - one(alone) for _ in range(turns))
 
 
 @pytest.mark.benchmark(min_time=1e-4, max_time=0.3)
@@ -76,7 +92,8 @@ def test_call(bench, benchmark, monkeypatch, name, variant):
         "variant": variant,
     }
     with timing_cpu.way(timing_cpu.ONE):
-        if variant == "compiled operators":
-            benchmark(compiled_operators_alone(call, inputs, module, monkeypatch))
-        else:
-            benchmark(call, *inputs)
+        alone = module and compiled_operators_alone(call, inputs, module, monkeypatch)
+        benchmark(alone if variant == "compiled operators" else functools.partial(call, *inputs))
+        if alone and variant != "compiled operators" and benchmark.enabled:
+            more = seconds_more(functools.partial(call, *inputs), alone)
+            benchmark.extra_info["seconds_over_operators"] = more

@@ -44,7 +44,7 @@ def _line(row: dict[str, Any]) -> str:
         against.get("eager", ""),
         against.get("compiled", ""),
         ", ".join(other for other in others if not other.startswith(("eager ", "compiled "))),
-        report.notes(row, variants[row["ours"]]),
+        report.notes(variants[row["ours"]]),
         ", ".join(_mebibytes(variants[name]) for name in (row["ours"], "eager") if name in variants),
     ]
     return f"| {' | '.join(cells)} |"

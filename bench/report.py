@@ -124,15 +124,14 @@ def duration(seconds: float) -> str:
     return f"{value:.0f} {unit}" if value >= 99.95 else f"{value:#.3g} {unit}"
 
 
-def notes(row: dict[str, Any], variant: dict[str, Any]) -> str:
+def notes(variant: dict[str, Any]) -> str:
     """How far from what the machine allows."""
     notes = [f"{variant['times_floor']:.2f}× floor"] if "times_floor" in variant else []
     for key, what in SHARES.items():
         if key in variant:
             notes.append(f"{variant[key]:.0%} of {what}")
-    alone = row["variants"].get("compiled operators", variant)["seconds"]
-    if variant["seconds"] > alone:
-        notes.append(f"{duration(variant['seconds'] - alone)} over them")
+    if "seconds_over_operators" in variant:
+        notes.append(f"{duration(variant['seconds_over_operators'])} over them")
     return ", ".join(notes[:2])
 
 
@@ -154,7 +153,7 @@ def tables(entries: list[Entry]) -> str:
                 ratio = f"{variant['times_ours']:.2f}×" if "times_ours" in variant else ""
                 memory = f"{variant['extra_bytes'] / 2**20:.2f}" if "extra_bytes" in variant else ""
                 line = f"    {name:<26}{duration(variant['seconds']):>10}{ratio:>13}{memory:>12}"
-                lines.append(f"{line}   {notes(row, variant)}".rstrip())
+                lines.append(f"{line}   {notes(variant)}".rstrip())
     if any(row["way"] == timing_gpu.CALLS for row in all_rows):
         lines.append("\n" + gpu_targets.table(all_rows))
     return "\n".join(lines)
