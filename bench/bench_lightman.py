@@ -16,12 +16,10 @@ from micron_model.recognizers.micron_bert import MicronBERTRecipe, start_from
 
 CLASSES = ("negative", "positive", "surprise")
 WAYS = {
-    "first order": {},
-    "second order": {"order": "second"},
-    "first order, all layers": {"inner": "all"},
-    "second order, all layers": {"order": "second", "inner": "all"},
-    "first order, macro": {"align": "contrastive"},
-    "second order, macro": {"order": "second", "align": "contrastive"},
+    "first order": {"order": "first"},
+    "second order": {},
+    "first order, macro": {"order": "first", "macro": True},
+    "second order, macro": {"macro": True},
 }
 #: Clips of a step, in two tasks.
 CLIPS = {"tiny": 24, "base": 12}
@@ -53,13 +51,12 @@ def test_outer_step(bench, size):
 
         return step
 
-    def outer(**settings):
-        recipe = LightmanRecipe(wrapped, **{"align": "off"} | settings)
+    def outer(macro=False, **settings):
+        recipe = LightmanRecipe(wrapped, **settings)
         recognizer = recipe.build(start, CLASSES, seed=0).to(bench.device).train()
-        aligned = recipe.align != "off"
-        micro = count * 2 // 3 if aligned else count
-        macro = MacroExamples(values, labels, ["m"] * count) if aligned else None
-        train = Examples(values[:micro], labels[:micro], ["a", "b"] * (micro // 2), macro=macro)
+        micro = count * 2 // 3 if macro else count
+        beside = MacroExamples(values, labels, ["m"] * count) if macro else None
+        train = Examples(values[:micro], labels[:micro], ["a", "b"] * (micro // 2), macro=beside)
         training = BiLevel(recipe, recognizer, train, torch.Generator())
         halves = [range(k * micro // 4, (k + 1) * micro // 4) for k in range(4)]
         tasks = [("a", list(halves[0]), list(halves[1])), ("b", list(halves[2]), list(halves[3]))]

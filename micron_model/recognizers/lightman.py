@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..data.clips.inputs import ClipInput
 from ..training.device_input import autocast
-from .alignment import ALIGNMENTS, Align, Alignment
+from .alignment import Contrastive
 from .base import Examples, MacroExamples, Recipe, Recognizer, Start, name_of
 from .fitting import Fitting, class_weights
 from .meta import (
@@ -42,9 +42,9 @@ from .slstt import SLSTTRecipe, SLSTTRecognizer
 PATIENCE = 3
 HARMS = (
     f"lightman: for {PATIENCE} epochs the gradients of the auxiliary loss pointed against those of the primary one "
-    "(their cosine stayed below 0), so the auxiliary task harms; take a smaller --align-weight, another --align, or off"
+    "(their cosine stayed below 0), so the auxiliary task harms; take a smaller --align-weight, or leave --macro out"
 )
-#: Learned inner rates are the exponentials of what the optimiser moves, this much faster than weights.
+#: Inner rates are the exponentials of what the optimiser moves, this much faster than weights.
 RATE_OF_RATES = 10.0
 
 
@@ -60,21 +60,17 @@ class LightmanRecipe(Recipe):
 
     wrapped: MicronBERTRecipe = field(default_factory=MicronBERTRecipe)
     macro: Path | None = None
-    """Clips of macro-expressions to align with; without them there is no auxiliary loss."""
-    align: Align = "contrastive"
-    """The auxiliary loss: "contrastive" by emotion, "adversarial", the "interval" between frames, or off."""
+    """Clips of macro-expressions to align with, by emotion; without them there is no auxiliary loss."""
     align_weight: float = 0.5
     """λ of the auxiliary loss, beside the primary one."""
     inner_steps: int = 1
-    """Of a task; 0 leaves one level, in which both losses are summed."""
-    inner: Literal["last", "all"] = "last"
-    """What inner steps change: the classifier and the last block, or all."""
+    """Of a task, on the classifier and the last block; 0 leaves one level, in which both losses are summed: as good on
+    look-alikes, at two thirds of the time."""
     inner_rate: float = 1e-2
-    """α of the inner steps; where it is learned, its start."""
-    rates: Literal["fixed", "learned"] = "learned"
-    """Learn α, one for each layer (Meta-SGD), or leave it."""
-    order: Literal["first", "second"] = "first"
-    """second: the outer gradient goes through the inner steps (MAML); first: it takes their gradients as given."""
+    """What α of the inner steps starts from; it is learned, one for each layer (Meta-SGD)."""
+    order: Literal["first", "second"] = "second"
+    """second: the outer gradient goes through the inner steps (MAML), better on look-alikes; first: it takes their
+    gradients as given, in two thirds of the time."""
     task_clips: int = 16
     """Most clips of a task, half of them for the inner steps and half for the loss after them. A step has tasks of
     about --batch-size clips."""
@@ -129,10 +125,8 @@ class LightmanRecipe(Recipe):
                 f"lightman: {joined} of {len(set(train.subjects))} subjects share one task, since a subject with one "
                 "clip cannot make one"
             )
-        if self.align != "off" and train.macro is None:
+        if train.macro is None:
             lines.append("lightman: no clips of macro-expressions (--macro), so the auxiliary loss is off")
-        if self.align == "off" and train.macro is not None:
-            lines.append("lightman: --align is off, so the macro-expressions are not used")
         return lines
 
     def learn(
@@ -146,7 +140,7 @@ class LightmanRecipe(Recipe):
                 recognizer.history.append(training.epoch(epoch))
                 recognizer.eval()
                 on_epoch(epoch)
-        recognizer.config.inner_rates = tuple(training.rates().tolist())
+        recognizer.config.inner_rates = training.rates()
         cosines = [measured.get("gradient cosine", 0.0) for measured in recognizer.history]
         if any(max(cosines[i : i + PATIENCE]) < 0 for i in range(len(cosines) - PATIENCE + 1)):
             warnings.warn(HARMS, stacklevel=2)
@@ -187,25 +181,22 @@ class BiLevel:
         self.wrapped: Fitting = recipe.wrapped
         self.device, self.branches = recognizer.device, Branches(recognizer)
         self.subjects = Subjects.of(train.subjects)
-        named = dict(recognizer.named_parameters())
-        layers = recognizer.layers_from_the_top()
-        self.layers = layers if recipe.inner == "all" else layers[:LAST_LAYERS]
-        self.trained = {name: p for name, p in named.items() if p.requires_grad}
+        self.trained = {name: p for name, p in recognizer.named_parameters() if p.requires_grad}
+        self.layers = recognizer.layers_from_the_top()
+        self.log_rates = torch.full((LAST_LAYERS,), math.log(recipe.inner_rate), device=self.device)
         self.weights = None
         if self.wrapped.balance == "loss":
             self.weights = class_weights(train.labels, len(recognizer.classes)).to(self.device)
-        self.macro = None if recipe.align == "off" else train.macro
-        self.alignment = self._alignment(self.macro)
-        self.log_rates = torch.full((len(self.layers),), math.log(recipe.inner_rate), device=self.device)
+        self.alignment = self._alignment(train.macro)
         self.optimizer = self.wrapped.optimizer_of(recognizer)
         rate = self.wrapped.learning_rate
         self.beside = [] if self.alignment is None else list(self.alignment.parameters())
         if self.beside:
             self.optimizer.add_param_group({"params": self.beside, "rate": rate, "weight_decay": 0.0})
         self._branch: dict[str, Any] = {
-            "weight": recipe.align_weight, "beside": self.beside, "shared": self.trained.keys() - set(layers[0])
+            "weight": recipe.align_weight, "beside": self.beside, "shared": self.trained.keys() - set(self.layers[0])
         }  # fmt: skip
-        if recipe.rates == "learned" and recipe.inner_steps:
+        if recipe.inner_steps:
             self.log_rates.requires_grad_()
             self.optimizer.add_param_group(
                 {"params": [self.log_rates], "rate": rate * RATE_OF_RATES, "weight_decay": 0.0}
@@ -214,26 +205,21 @@ class BiLevel:
         self.tasks_a_step = max(1, round(self.wrapped.batch_size * tasks / len(train.labels)))
         self.steps, self.step_number = self.recipe.epochs * -(-tasks // self.tasks_a_step), 0
 
-    def _alignment(self, macro: MacroExamples | None) -> Alignment | None:
+    def _alignment(self, macro: MacroExamples | None) -> Contrastive | None:
         if macro is None:
             return None
         if not len(macro.labels):
-            raise ValueError("there is no clip of a macro-expression; give others, or --align off")
-        if self.recipe.align == "interval" and (macro.values[:1].dim() != 5 or macro.values[:1].shape[1] < 2):
-            raise ValueError(
-                f"align='interval' needs frames in order, (n, T, 3, S, S) with T of at least 2; the input of "
-                f"{name_of(self.wrapped)} gives {tuple(macro.values[:1].shape[1:])} of a clip"
-            )
+            raise ValueError("there is no clip of a macro-expression; give others, or leave --macro out")
         with torch.no_grad():
             features = self.recognizer.embed(macro.values[:1].to(self.device)).shape[1]
-        return ALIGNMENTS[self.recipe.align](features).to(self.device)
+        return Contrastive(features).to(self.device)
 
     def _tasks(self, generator: torch.Generator) -> list[tuple[str, list[int], list[int]]]:
         return tasks_of_epoch(self.subjects, self.train.labels, self.recipe.task_clips, generator)
 
-    def rates(self) -> Tensor:
-        """α of each layer that inner steps change."""
-        return self.log_rates.detach().exp()
+    def rates(self) -> tuple[float, ...]:
+        """α of each layer that inner steps change, from the classifier down."""
+        return tuple(self.log_rates.detach().exp().tolist())
 
     def epoch(self, number: int) -> dict[str, float]:
         """A pass over all clips; what it measured, means over its steps."""
@@ -264,17 +250,16 @@ class BiLevel:
         """Add the gradients of both losses on the support side, and of the query loss after inner steps there."""
         second_order = self.recipe.order == "second"
         with _twice_differentiable(self.device) if second_order else nullcontext():
-            of_layer = zip(self.layers, self.log_rates.exp(), strict=True)
+            of_layer = zip(self.log_rates.exp(), self.layers, strict=False)
+            rates = {name: rate for rate, names in of_layer for name in names if name in self.trained}
             moved, taken = descend(
-                self._losses(support), self.trained,
-                {name: rate for names, rate in of_layer for name in names if name in self.trained},
+                self._losses(support), self.trained, rates,
                 steps=self.recipe.inner_steps, second_order=second_order, **self._branch,
             )  # fmt: skip
             values, labels = self._clips(query)
             logits, _ = self._forward(moved, values, len(labels))
             loss = self._cross_entropy(logits, labels)
-            learned = [self.log_rates] if self.log_rates.requires_grad else []
-            (loss / tasks).backward(inputs=[*self.trained.values(), *learned])
+            (loss / tasks).backward(inputs=[*self.trained.values(), self.log_rates])
         _add(taken[0].joint, self.trained.values(), tasks)
         _add(taken[0].beside, self.beside, tasks)
         before = taken[0].measured
@@ -293,20 +278,16 @@ class BiLevel:
     def _losses(self, chosen: list[int]) -> Callable[[Parameters], tuple[Tensor, Tensor | None]]:
         """Primary and auxiliary loss of some clips, the latter beside as many macro clips."""
         micro, labels = self._clips(chosen)
-        if self.macro is None or self.alignment is None:
+        if self.train.macro is None or self.alignment is None:
             return lambda at: (self._cross_entropy(self._forward(at, micro, len(micro))[0], labels), None)
-        alignment = self.alignment
-        drawn = self._draw_macro(self.macro, len(chosen))
-        macro = self._augmented(self.macro.values[drawn])
-        beside, targets = alignment.beside(
-            micro, macro, self.macro.labels[drawn].to(self.device), self.generator
-        )
-        values = torch.cat([micro, beside])
+        alignment, drawn = self.alignment, self._draw_macro(self.train.macro, len(chosen))
+        values = torch.cat([micro, self._augmented(self.train.macro.values[drawn])])
+        macro_labels = self.train.macro.labels[drawn].to(self.device)
 
         def losses(at: Parameters) -> tuple[Tensor, Tensor]:
             logits, features = self._forward(at, values, len(micro))
-            of_micro, of_beside = features.float().split([len(micro), len(beside)])
-            return self._cross_entropy(logits, labels), alignment(of_micro, labels, of_beside, targets)
+            of_micro, of_macro = features.float().tensor_split([len(micro)])
+            return self._cross_entropy(logits, labels), alignment(of_micro, labels, of_macro, macro_labels)
 
         return losses
 
@@ -349,8 +330,8 @@ class BiLevel:
             for i in astray[:1]:
                 raise ValueError(
                     f"the training diverges at step {self.step_number + 1} (epoch {epoch}), task {names[i]}: the "
-                    f"{name} is {float(losses[i]):g}, with inner rates of up to {float(self.rates().max()):g}; take a "
-                    "smaller --inner-rate, or --learning-rate"
+                    f"{name} is {float(losses[i]):g}, with inner rates of up to {max(self.rates()):g}; take a smaller "
+                    "--inner-rate, or --learning-rate"
                 )
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from micron_kernels import _implementation
 from micron_kernels.testing import assert_within_rounding
-from micron_model.recognizers.alignment import Adversarial, Contrastive, Interval
+from micron_model.recognizers.alignment import Contrastive
 from micron_model.recognizers.meta import (
     Branches,
     Subjects,
@@ -85,7 +85,7 @@ def bilevel(small, pair):
         values = torch.stack([recognizer.backbone.normalize(frames).to(dtype) for frames in pair], 1)
         labels, macro = torch.tensor([0, 1, 2, 1]), torch.tensor([1, 2])
         parameters = dict(recognizer.named_parameters())
-        inner = {name: parameters[name] for names in recognizer.layers_from_the_top()[:3] for name in names}
+        inner = [name for names in recognizer.layers_from_the_top()[:3] for name in names]
         rate = torch.tensor(1e-2, dtype=dtype, requires_grad=True)
         branches = Branches(recognizer)
 
@@ -97,7 +97,7 @@ def bilevel(small, pair):
                 )
 
             moved, _ = descend(
-                losses, inner, dict.fromkeys(inner, rate), steps=2, weight=0.5, second_order=True
+                losses, parameters, dict.fromkeys(inner, rate), steps=2, weight=0.5, second_order=True
             )
             return F.cross_entropy(branches.at(moved, values[2:], 2)[0], labels[2:])
 
@@ -210,26 +210,3 @@ def test_the_contrastive_loss_is_its_formula():
         total -= sum(math.log(shares[j] / sum(shares)) for j in positives) / len(positives)
     assert float(alignment(micro, labels, macro, targets)) == pytest.approx(total / 2, rel=1e-12)
     assert float(alignment(micro[2:], labels[2:], macro, targets)) == 0
-
-
-def test_the_adversarial_loss_reverses_the_gradient_of_the_features_alone():
-    torch.manual_seed(0)
-    alignment = Adversarial(6)
-    micro, macro = torch.randn(3, 6, requires_grad=True), torch.randn(2, 6)
-    labels = torch.zeros(3, dtype=torch.int64)
-    found = torch.autograd.grad(alignment(micro, labels, macro, labels[:2]), [micro, *alignment.parameters()])
-    told = alignment.discriminator(torch.cat([micro, macro]))[:, 0]
-    plain = (F.softplus(told[:3]).mean() + F.softplus(-told[3:]).mean()) / 2
-    expected = torch.autograd.grad(plain, [micro, *alignment.parameters()])
-    torch.testing.assert_close(found[0], -expected[0])
-    for ours, theirs in zip(found[1:], expected[1:], strict=True):
-        torch.testing.assert_close(ours, theirs)
-
-
-def test_the_interval_loss_tells_frames_in_order_in_reverse_and_still():
-    micro, macro = torch.arange(60.0).view(20, 3, 1), torch.arange(30.0).view(10, 3, 1)
-    clips, intervals = Interval(3).beside(micro, macro, torch.zeros(10), torch.Generator().manual_seed(0))
-    assert set(intervals.tolist()) == {0, 1, 2}
-    for clip, given, k in zip(clips, torch.cat([micro, macro]), intervals.tolist(), strict=True):
-        expected = {0: given.flip(0), 1: given[:1].expand(3, 1), 2: given}[k]
-        assert torch.equal(clip, expected)
