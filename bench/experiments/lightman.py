@@ -1,10 +1,11 @@
-"""Is learning in two levels, beside macro-expressions, robust? μ-BERT on look-alikes with nuisances, five ways.
+"""Is learning in two levels, beside macro-expressions, robust, and does it adapt faster? μ-BERT on look-alikes.
 
-    python bench/experiments/lightman.py run       # goes on after a stop; a line a training in --rows
+    python bench/experiments/lightman.py run       # goes on after a stop; a line a training in out/experiments/lightman
     python bench/experiments/lightman.py report    # lightman.md, lightman.json, lightman.png beside it
 
 Three classes; a network learns from 12 people and is tested on 16 others, as it is. All arms start from one small
-untrained μ-BERT with a tied start, and see as many clips: where fewer are left to learn from, more often.
+untrained μ-BERT with a tied start, and see as many clips: where fewer are left to learn from, more often. Adapting to
+a tested person (``lightman_adapting.py``) is measured beside it.
 """
 
 from __future__ import annotations
@@ -13,69 +14,64 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import lightman_adapting as adapting
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from rich.console import Console
+from lightman_setup import (
+    ARMS,
+    BOTH,
+    CLIPS_EACH,
+    EPOCHS,
+    OUT,
+    PLAIN,
+    TRAINED,
+    Side,
+    examples_of,
+    of_people,
+    people_of,
+    rows_of,
+    seen_by,
+    start,
+    task,
+    with_passes,
+    write_row,
+)
+from scipy import stats
 
-from micron_model import MicronBERT, preset
-from micron_model.data.clips.inputs import OnsetApex
 from micron_model.data.clips.nuisances import sensor_noise, to_uint8
-from micron_model.data.databases.lookalike import LookalikeConfig, make_lookalike
-from micron_model.data.databases.prepared import FaceConfig
-from micron_model.evaluation.macro import with_macro
 from micron_model.evaluation.metrics import confusion_matrix, uf1
-from micron_model.evaluation.task import Task, load_task
+from micron_model.evaluation.task import Task
 from micron_model.recognizers import Examples, Recipe, Start
 from micron_model.recognizers.fitting import logits_of
-from micron_model.recognizers.lightman import LightmanRecipe
-from micron_model.recognizers.micron_bert import MicronBERTRecipe, start_from
 
-HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
-OUT = ROOT / "out/experiments/lightman"
-QUIET = Console(quiet=True)
+HERE = Path(__file__).parent
+#: Trainings with options that were left out for what they show.
+LEFT_OUT = HERE / "lightman_left_out.jsonl"
+ROWS, ADAPTING = OUT / "rows.jsonl", OUT / "adapting.jsonl"
 SEEDS = 3
-TRAINED, TESTED = 12, 16
-#: Each person shows each of the three classes twice.
-_EACH = {"happiness": 2, "disgust": 1, "repression": 1, "surprise": 2}
-_MACRO_PEOPLE = 10
-#: Half the side and the width of the preset tiny, and half its depth: 75 trainings on one CPU thread.
-SIDE = 32
-SIZE: dict[str, Any] = {
-    "image_size": 32,
-    "width": 64,
-    "depth": 2,
-    "decoder_width": 32,
-    "decoder_depth": 1,
-    "tied_start": True,
-}
-#: Passes over the 72 clips of the whole training side.
-EPOCHS = 8
-_PLAIN = MicronBERTRecipe(epochs=EPOCHS, batch_size=6, learning_rate=2e-3)
+TESTED = 16
 #: Grey levels of 255 of the noise that is added to every frame.
 _NOISE = 12.0
-
-
-def _meta(**settings: Any) -> LightmanRecipe:
-    return LightmanRecipe(wrapped=_PLAIN, **settings)
-
-
-ARMS: dict[str, Recipe] = {
-    "μ-BERT fine-tuned": _PLAIN,
-    "+ auxiliary loss": _meta(inner_steps=0),
-    "+ meta": _meta(align="off"),
-    "+ both, first order": _meta(),
-    "+ both, second order": _meta(order="second"),
+CONTRASTIVE, TWO, TWO_SECOND = "one level, contrastive", "two levels, first order", "two levels, second order"
+#: What an option changes: pairs of arms that differ in it alone, with and without.
+OPTIONS = {
+    "contrastive loss": [(CONTRASTIVE, PLAIN), (BOTH, TWO), ("both, second order", TWO_SECOND)],
+    "adversarial loss": [("one level, adversarial", PLAIN), ("both, adversarial", TWO)],
+    "interval loss": [("one level, interval", PLAIN), ("both, interval", TWO)],
+    "two levels": [
+        (TWO, PLAIN),
+        (BOTH, CONTRASTIVE),
+        ("both, adversarial", "one level, adversarial"),
+        ("both, interval", "one level, interval"),
+    ],
+    "second order, not first": [(TWO_SECOND, TWO), ("both, second order", BOTH)],
+    "fixed rates, not learned": [("both, fixed rates", BOTH)],
+    "all layers, not the last": [("both, all layers", BOTH)],
 }
-
-
-class Side(NamedTuple):
-    train: Examples
-    test: Examples
 
 
 def whole(side: Side, rng: np.random.Generator) -> Side:
@@ -132,61 +128,22 @@ CONDITIONS: dict[str, Callable[[Side, np.random.Generator], Side]] = {
 }
 
 
-def start() -> Start:
-    torch.manual_seed(0)
-    return start_from(MicronBERT(preset("tiny", **SIZE)).eval(), Start().corpus)
-
-
-def task() -> Task:
-    """The look-alikes under light, head motion, compression and noise ("medium"), and macro-expressions beside them."""
-    people = TRAINED + TESTED
-    common = {"side": 64, "difficulty": "medium", "quirks": False}
-    for name, count in (("casme2", people), ("macro", _MACRO_PEOPLE)):
-        if not (OUT / name / "LOOKALIKE.txt").exists():
-            counts = {emotion: each * count for emotion, each in _EACH.items()}
-            make_lookalike(name, OUT / name, LookalikeConfig(subjects=count, counts=counts, **common))  # type: ignore[arg-type]
-    face, cache = FaceConfig(detect=False), OUT / "cache"
-    found = load_task(
-        "casme2", OUT / "casme2", OnsetApex(SIDE), scheme="3", face=face, cache=cache, allow_differences=True,
-        console=QUIET,
-    )  # fmt: skip
-    return with_macro(found, OUT / "macro", OnsetApex(SIDE), face=face, cache=cache, console=QUIET)
-
-
-def sides(data: Task, seed: int) -> Side:
-    """Who is trained on is drawn anew for each seed."""
-    examples = data.examples(LightmanRecipe(macro=OUT / "macro"), start())
-    people = np.random.default_rng(seed).permutation(sorted(set(examples.subjects)))[:TRAINED]
-    is_trained = [s in people for s in examples.subjects]
-    train, test = ([i for i, t in enumerate(is_trained) if t == want] for want in (True, False))
-    return Side(examples.at(train), examples.at(test))
-
-
-def run(
-    path: Path, conditions: Sequence[str], arms: Sequence[str], seeds: Sequence[int], epochs: int
-) -> None:
-    torch.set_num_threads(1)
-    path.parent.mkdir(parents=True, exist_ok=True)
+def run(path: Path, conditions: Sequence[str], arms: Sequence[str], seeds: Sequence[int]) -> None:
     done = {tuple(row[k] for k in ("condition", "arm", "seed")) for row in rows_of(path)}
-    data, begin = task(), start()
+    data, begin = task("casme2", TRAINED + TESTED), start()
+    examples = examples_of(data)
     for seed in seeds:
-        for number, condition in enumerate(conditions):
-            side = CONDITIONS[condition](sides(data, seed), np.random.default_rng((seed, number)))
-            passes = round(epochs * 6 * TRAINED / len(side.train.labels))
+        people = people_of(examples, seed)
+        whole_side = Side(of_people(examples, people[:TRAINED]), of_people(examples, people[TRAINED:]))
+        for condition in conditions:
+            rng = np.random.default_rng((seed, list(CONDITIONS).index(condition)))
+            side = CONDITIONS[condition](whole_side, rng)
+            passes = round(EPOCHS * CLIPS_EACH * TRAINED / len(side.train.labels))
             for arm in arms:
                 if (condition, arm, seed) not in done:
-                    recipe = ARMS[arm]
-                    if isinstance(recipe, LightmanRecipe):
-                        recipe = replace(recipe, wrapped=replace(recipe.wrapped, epochs=passes))
-                    else:
-                        assert isinstance(recipe, MicronBERTRecipe)
-                        recipe = replace(recipe, epochs=passes)
                     row = {"condition": condition, "arm": arm, "seed": seed}
-                    with path.open("a") as file:
-                        file.write(
-                            json.dumps(row | measure(recipe, begin, side, data, seed), ensure_ascii=False)
-                            + "\n"
-                        )
+                    seen = side._replace(train=seen_by(arm, side.train))
+                    write_row(path, row | measure(with_passes(ARMS[arm], passes), begin, seen, data, seed))
 
 
 def measure(recipe: Recipe, begin: Start, side: Side, data: Task, seed: int) -> dict[str, Any]:
@@ -197,73 +154,105 @@ def measure(recipe: Recipe, begin: Start, side: Side, data: Task, seed: int) -> 
     predicted = logits_of(recognizer, side.test.values).argmax(1)
     truth, said = ([data.classes[i] for i in labels.tolist()] for labels in (side.test.labels, predicted))
     cosines = [h["gradient cosine"] for h in recognizer.history if "gradient cosine" in h]
-    found = {
-        "uf1": float(uf1(confusion_matrix(truth, said, data.classes))), "seconds": seconds,
+    return {
+        "uf1": float(uf1(confusion_matrix(truth, said, data.classes))), "seconds": round(seconds, 2),
         "clips": len(side.train.labels), "cosine": float(np.mean(cosines)) if cosines else None,
     }  # fmt: skip
-    print(f"{type(recipe).__name__} {found}", flush=True)
-    return found
 
 
-def rows_of(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+def report(path: Path, adapting_rows: Path) -> None:
+    rows = rows_of(path) + rows_of(LEFT_OUT)
+    arms = [*ARMS, *dict.fromkeys(row["arm"] for row in rows if row["arm"] not in ARMS)]
+    score = {(row["condition"], row["arm"], row["seed"]): row["uf1"] for row in rows}
+    seeds = sorted({seed for _, _, seed in score})
 
+    def scores_of(condition: str, arm: str) -> list[float]:
+        return [score[condition, arm, seed] for seed in seeds if (condition, arm, seed) in score]
 
-def report(path: Path) -> None:
-    """Means over seeds, and the least CPU seconds of a training on the same number of clips."""
-    rows = rows_of(path)
-    (HERE / "lightman.json").write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
-    at = {(c, a): [r for r in rows if (r["condition"], r["arm"]) == (c, a)] for c in CONDITIONS for a in ARMS}
+    def cell(condition: str, arm: str) -> str:
+        scores = scores_of(condition, arm)
+        fewer = f" ({len(scores)} seeds)" if len(scores) < len(seeds) else ""
+        return f"{np.mean(scores):.3f} ± {np.std(scores, ddof=1):.3f}{fewer}"
 
-    seeds = sorted({row["seed"] for row in rows})
-
-    def cell(found: Sequence[dict[str, Any]]) -> str:
-        scores = [row["uf1"] for row in found]
-        spread = f" ± {np.std(scores, ddof=1):.3f}" if len(scores) > 1 else ""
-        fewer = f" ({len(scores)} of {len(seeds)} seeds)" if len(scores) < len(seeds) else ""
-        return f"{np.mean(scores):.3f}{spread}{fewer}" if scores else "–"
+    def changes(pairs: Sequence[tuple[str, str]], condition: str) -> list[float]:
+        """Of each seed, mean over pairs."""
+        found = [
+            [
+                score.get((condition, arm, seed), np.nan) - score.get((condition, other, seed), np.nan)
+                for arm, other in pairs
+            ]
+            for seed in seeds
+        ]
+        return [float(np.mean(of)) for of in found if np.isfinite(of).all()]
 
     lines = [
-        f"UF1 of three classes on {TESTED} people, 96 clips, that no training saw; look-alikes of level medium; "
-        f"mean ± standard deviation over {len(seeds)} seeds, each with other people to learn from. Seconds: the least "
-        f"CPU time of a training that passes over {EPOCHS * 6 * TRAINED} clips, one thread. torch {torch.__version__}.",
+        f"UF1 of three classes on {TESTED} people, {TESTED * CLIPS_EACH} clips, that no training saw; look-alikes of "
+        f"level medium; mean ± standard deviation over {len(seeds)} seeds, each with other people to learn from. "
+        f"Seconds: the least CPU time of a training that passes over {EPOCHS * CLIPS_EACH * TRAINED} clips, one "
+        f"thread. torch {torch.__version__}.",
         "",
         f"| | {' | '.join(CONDITIONS)} | seconds |",
         f"|---{'|---' * (len(CONDITIONS) + 1)}|",
     ]
-    for arm in ARMS:
-        seconds = min(row["seconds"] for condition in CONDITIONS for row in at[condition, arm])
-        lines.append(f"| {arm} | {' | '.join(cell(at[c, arm]) for c in CONDITIONS)} | {seconds:.1f} |")
-    (HERE / "lightman.md").write_text("\n".join([*lines, ""]))
-
-    figure, panels = plt.subplots(
-        1, len(CONDITIONS), figsize=(12, 2.9), sharey=True, sharex=True, layout="constrained"
-    )
-    for axes, condition in zip(panels, CONDITIONS, strict=True):
-        for i, arm in enumerate(ARMS):
-            scores = [row["uf1"] for row in at[condition, arm]]
-            axes.plot(scores, [i] * len(scores), "o", color="#024", markersize=4)
-            axes.plot(np.mean(scores), i, "|", color="#c50", markersize=16, markeredgewidth=2)
-        axes.axvline(1 / 3, color="#c00", linewidth=0.8)
-        axes.set(
-            title=condition, xlim=(0.15, 0.75), xlabel="UF1", yticks=range(len(ARMS)), yticklabels=list(ARMS)
+    for arm in arms:
+        seconds = min(row["seconds"] for row in rows if row["arm"] == arm)
+        lines.append(f"| {arm} | {' | '.join(cell(c, arm) for c in CONDITIONS)} | {seconds:.1f} |")
+    lines += [
+        "",
+        "What each option changes: differences of UF1 on the same people and seed, from arms that differ in that "
+        "option alone (mean over one to four pairs of arms); a number a seed. Over all: mean and 95 % interval of "
+        "Student's t over seeds and conditions, and how many differences are above 0; bold: the interval does not hold "
+        "0.",
+        "",
+        f"| | {' | '.join(CONDITIONS)} | over all |",
+        f"|---{'|---' * (len(CONDITIONS) + 1)}|",
+    ]
+    for option, pairs in OPTIONS.items():
+        by_condition = [changes(pairs, condition) for condition in CONDITIONS]
+        every = [change for of in by_condition for change in of]
+        mean, half = np.mean(every), stats.sem(every) * stats.t.ppf(0.975, len(every) - 1)
+        shown = f"{mean:+.3f} ± {half:.3f}"
+        shown = f"**{shown}**" if abs(mean) > half else shown
+        cells = [" ".join(f"{change:+.3f}" for change in of) for of in by_condition]
+        lines.append(
+            f"| {option} | {' | '.join(cells)} | {shown}, {sum(c > 0 for c in every)} of {len(every)} |"
         )
+    found = adapting.Curves.read(adapting_rows)
+    (HERE / "lightman.md").write_text("\n".join([*lines, "", *found.lines(), ""]))
+    kept = {"robust": rows, "adapting": found.rows_without_confusions()}
+    text = ",\n".join(
+        f'"{name}": [\n' + ",\n".join(json.dumps(row, ensure_ascii=False) for row in of) + "\n]"
+        for name, of in kept.items()
+    )
+    (HERE / "lightman.json").write_text(f"{{\n{text}\n}}\n")
+
+    figure = plt.figure(figsize=(12, 7.2), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=[1, 0.9])
+    panels = above.subplots(1, len(CONDITIONS), sharey=True, sharex=True)
+    for axes, condition in zip(panels, CONDITIONS, strict=True):
+        for i, arm in enumerate(arms):
+            scores = scores_of(condition, arm)
+            axes.plot(scores, [i] * len(scores), "o", color="#024", markersize=3.5)
+            axes.plot(np.mean(scores), i, "|", color="#c50", markersize=13, markeredgewidth=2)
+        axes.axvline(1 / 3, color="#c00", linewidth=0.8)
+        axes.set(title=condition, xlim=(0.15, 0.75), xlabel="UF1", yticks=range(len(arms)), yticklabels=arms)
         axes.grid(axis="x", alpha=0.3)
     panels[0].invert_yaxis()
-    figure.suptitle("Points: seeds. Orange: their mean. Red: a third of three classes", fontsize=9)
+    above.suptitle("As it is. Points: seeds. Orange: their mean. Red: a third of three classes", fontsize=9)
+    found.draw(below)
     figure.savefig(HERE / "lightman.png", dpi=110)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("what", choices=["run", "report"])
-    parser.add_argument("--rows", type=Path, default=OUT / "rows.jsonl")
     parser.add_argument("--conditions", nargs="*", default=list(CONDITIONS))
     parser.add_argument("--arms", nargs="*", default=list(ARMS))
     parser.add_argument("--seeds", type=int, nargs="*", default=list(range(SEEDS)))
-    parser.add_argument("--epochs", type=int, default=EPOCHS)
     options = parser.parse_args()
     if options.what == "run":
-        run(options.rows, options.conditions, options.arms, options.seeds, options.epochs)
+        torch.set_num_threads(1)
+        run(ROWS, options.conditions, options.arms, options.seeds)
+        adapting.run(ADAPTING, options.seeds)
     else:
-        report(options.rows)
+        report(ROWS, ADAPTING)
