@@ -17,9 +17,10 @@ from .data.clips.frames import FrameError, ImageFolderClip, OtherSize, Problem, 
 from .data.clips.inputs import ClipInput
 from .data.clips.stabilize import Stabilizer
 from .face_pair import Faces
+from .following import Follower
 from .recognizers.base import Recognizer
 from .recognizers.fitting import logits_of
-from .spotting import Follower, SpotConfig, Spotted, at_rest, spot
+from .spotting import SpotConfig, Spotted, at_rest, spot
 
 #: Frames from the first on among which a face is looked for, one a second.
 _TRIES = 10

@@ -1,8 +1,7 @@
 """Movements of a face in a video: when each begins, is widest and ends, and which are no movement of the face.
 
-The face, held still, is cut into 8 × 8 cells, and where each has gone since the frame in which the face was found is
-its mean optical flow, between frames that are normalised locally, which takes the light out. A movement begins where
-the cells are faster than the rest of the video's speed explains, and ends where they are back, or stay.
+Of what the cells of a face do (see following.py), what the turning of a rigid head explains is taken out. A movement
+begins where the rest is faster than the rest of the video's speed explains, and ends where it is back, or stays.
 """
 
 from __future__ import annotations
@@ -10,37 +9,36 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-import cv2
 import numpy as np
 import scipy.ndimage
 
-from .data.clips.faces import Box, cut, find_face
-from .data.clips.flow import grey, optical_flow
-from .data.clips.stabilize import Stabilizer, look_up, normalized
+from .following import FACE, GRID, Track
 
-#: Side of the face in pixels at which movements are looked for, and the margin about it that the flow needs.
-FACE, MARGIN = 80, 8
-#: Frames in a row in which a head is lost before it is looked for anew.
-_LOST = 3
-#: Cells along a side of the face.
-_GRID = 8
 #: Speed is taken between frames this many seconds before and after.
 _REACH = 0.07
 #: The least speed that is any, in pixels of the face's 80 between those frames; the share of cells, the fastest.
 _LEAST, _SHARE = 0.2, 0.25
 #: How long a movement may take to go back, in seconds; what share of its width is back, and what is at rest.
 _LONGEST, _BACK, _REST = 4.0, 0.35, 0.15
+#: The apex of a movement that is held is the first frame with this share of its greatest width.
+_HELD = 0.95
 #: The longest micro-expression, in seconds (Yan et al., Journal of Nonverbal Behavior 2013).
 MICRO = 0.5
 #: How many times as wide as that of nose and mouth, and as that of the brows, a movement of the eyes alone is.
 _EYES, _EYES_OVER_BROWS = 2.5, 0.95
+#: The least share of the width of the eyes' movement that one of the mouth has beside it: a blink draws the cheeks
+#: along, by up to 0.17 of its own width in the synthetic videos that this was looked at in.
+_BESIDE_EYES = 0.2
 #: Of a turning head: the least that it goes, in pixels of 80; how many times as far as the face seems to move; and the
 #: share of that which a rigid head's turning explains.
 _TURN, _TURNS, _RIGID = 1.5, 3.0, 0.6
-#: The least change of light, as a share, and how much of it a pixel of seeming movement may come with.
-_LIGHT, _LIGHT_A_PIXEL = 0.06, 0.12
+#: The least change of light, as a share; how much of it a pixel of seeming movement may come with; and how well the two
+#: correlate over the movement where it is the light's.
+_LIGHT, _LIGHT_A_PIXEL, _LIGHT_ALIKE = 0.06, 0.12, 0.8
+#: Rounds of the fit of a rigid head, and the residual, in pixels of 80, below which all cells weigh alike.
+_ROUNDS, _ALIKE = 5, 0.1
 
-_rows, _columns = np.mgrid[:_GRID, :_GRID]
+_rows, _columns = np.mgrid[:GRID, :GRID]
 #: Of the upper eyelids to below the lower ones, on both sides.
 _LEFT_EYE = np.isin(_rows, (2, 3)) & np.isin(_columns, (1, 2))
 _RIGHT_EYE = _LEFT_EYE[:, ::-1]
@@ -52,6 +50,8 @@ _ELSEWHERE = (
 _SEEN = _ELSEWHERE | _LEFT_EYE | _RIGHT_EYE
 _BROWS = (_rows <= 1) & (_columns >= 1) & (_columns <= 6)
 _BELOW = _ELSEWHERE & (_rows >= 4)
+#: Mouth and chin, which eyelids hardly draw along.
+_MOUTH = _ELSEWHERE & (_rows >= 5)
 
 Kind = Literal["micro", "longer", "blink", "gaze", "head", "light"]
 
@@ -84,7 +84,7 @@ class Spotted(NamedTuple):
     onset: int
     """The last frame before it."""
     apex: int
-    """Of its greatest width."""
+    """Of its greatest width; the first of them where it is held."""
     offset: int
     """The first frame at rest again."""
     strength: float
@@ -93,110 +93,6 @@ class Spotted(NamedTuple):
     """``micro`` or ``longer`` of the face; what else is ignored."""
     reason: str
     """Why it is of this kind, in words."""
-
-
-class Track(NamedTuple):
-    """What is followed through a video of T frames."""
-
-    cells: np.ndarray
-    """(T, 8, 8, 2): where the cells have gone, right and down, in pixels of a face of 80."""
-    light: np.ndarray
-    """(T,): mean grey level of the face."""
-    head: np.ndarray
-    """(T, 4, 2): where the corners of the face have gone with the head, in pixels of a face of 80."""
-    lost: np.ndarray
-    """(T,), bool: the head could not be followed."""
-
-
-def _prepared(frame: np.ndarray, box: Box) -> np.ndarray:
-    face = cut(frame, box, MARGIN / FACE, FACE + 2 * MARGIN)
-    return normalized(cv2.GaussianBlur(grey(face), (0, 0), 1.0))
-
-
-def _moved(box: Box, transform: np.ndarray) -> Box:
-    """Where a similarity (2, 3) takes a box, which stays upright."""
-    x, y = transform @ (box.x + box.side / 2, box.y + box.side / 2, 1)
-    side = box.side * float(np.hypot(transform[0, 0], transform[1, 0]))
-    return Box(float(x) - side / 2, float(y) - side / 2, side)
-
-
-class _Key:
-    """A frame over which others are laid, and where cells and head were in it."""
-
-    def __init__(self, frame: np.ndarray, box: Box, cells: np.ndarray, head: np.ndarray):
-        self.box, self.cells, self.head = box, cells, head
-        self.stabilizer, self.prepared = Stabilizer(frame, box), _prepared(frame, box)
-        self._corners = np.array(
-            [[box.x + i * box.side, box.y + j * box.side, 1] for i in (0, 1) for j in (0, 1)]
-        )
-
-    def cells_of(self, frame: np.ndarray, transform: np.ndarray) -> np.ndarray:
-        laid_over = look_up(frame, transform)
-        inside, side = slice(MARGIN, MARGIN + FACE), FACE // _GRID
-        flow = optical_flow(self.prepared, _prepared(laid_over, self.box))[inside, inside]
-        return self.cells + flow.reshape(_GRID, side, _GRID, side, 2).mean((1, 3))
-
-    def head_of(self, transform: np.ndarray) -> np.ndarray:
-        gone = (transform @ self._corners.T).T - self._corners[:, :2]
-        return self.head + gone * (FACE / self.box.side)
-
-
-class Follower:
-    """Follows a face through a video, frame by frame, and keeps two of them.
-
-    Every frame is laid over a key frame, first the one in which the face was found. Where that fails, since the head
-    has turned, the frame before is the next key.
-
-    Args:
-        reference: the frame (H, W, 3), uint8, RGB, in which the face was found.
-        box: the face in it.
-        stabilize: False takes the head to keep still.
-    """
-
-    def __init__(self, reference: np.ndarray, box: Box, stabilize: bool = True):
-        self.stabilize = stabilize
-        self._key = _Key(reference, box, np.zeros((_GRID, _GRID, 2)), np.zeros((4, 2)))
-        self._before: np.ndarray | None = None
-        self.boxes: list[Box] = []
-        """The face in every frame; where it is lost, where it was."""
-        self.left: dict[int, str] = {}
-        """Numbers of the frames in which the head could not be followed, and why."""
-        self._cells: list[np.ndarray] = []
-        self._heads: list[np.ndarray] = []
-        self._light: list[float] = []
-
-    def __call__(self, frame: np.ndarray) -> None:
-        """Take the next frame (H, W, 3), uint8, RGB."""
-        key, transform, failure = self._key, np.eye(2, 3), None
-        if self.stabilize:
-            transform, failure = key.stabilizer.find(frame)
-            if failure is not None and self._before is not None:
-                key = _Key(self._before, self.boxes[-1], self._cells[-1], self._heads[-1])
-                transform, second = key.stabilizer.find(frame)
-                if second is None:
-                    self._key, failure = key, None
-        number = len(self.boxes)
-        if failure is not None and all(number - i in self.left for i in range(1, _LOST + 1)):
-            # Whatever happened meanwhile: it is followed anew, from where it was.
-            self._key = _Key(frame, find_face(frame) or self.boxes[-1], self._cells[-1], self._heads[-1])
-            transform, failure = np.eye(2, 3), None
-        if failure is None:
-            self.boxes.append(_moved(self._key.box, transform))
-            self._cells.append(self._key.cells_of(frame, transform))
-            self._heads.append(self._key.head_of(transform))
-            self._before = frame
-        else:
-            self.left[number] = failure
-            self.boxes.append(self.boxes[-1] if self.boxes else self._key.box)
-            self._cells.append(self._cells[-1] if self._cells else self._key.cells)
-            self._heads.append(self._heads[-1] if self._heads else self._key.head)
-            self._before = None
-        self._light.append(float(cut(frame, self.boxes[-1], 0, None).mean()))
-
-    def track(self) -> Track:
-        """What was followed so far."""
-        lost = np.isin(np.arange(len(self.boxes)), list(self.left))
-        return Track(np.array(self._cells), np.array(self._light), np.array(self._heads), lost)
 
 
 def _widths(moves: np.ndarray) -> np.ndarray:
@@ -262,6 +158,7 @@ def _intervals(cells: np.ndarray, fps: float, strength: float, explained: np.nda
                 stop + 1 < len(width) and width[stop] > _REST * width[apex] and width[stop + 1] < width[stop]
             ):
                 stop += 1
+        apex = int((width[: apex + 1] >= _HELD * width[apex]).argmax())
         start = apex
         while start > 0 and width[start] > _REST * width[apex]:
             start -= 1
@@ -282,13 +179,31 @@ def _rigid_moves() -> np.ndarray:
 
     In the last two the middle of a face, which is nearer than its sides, goes farther.
     """
-    x, y = (_columns + 0.5) / _GRID - 0.5, (_rows + 0.5) / _GRID - 0.5
+    x, y = (_columns + 0.5) / GRID - 0.5, (_rows + 0.5) / GRID - 0.5
     one, none, near = np.ones_like(x), np.zeros_like(x), 1 - 2 * x**2 - 2 * y**2
     moves = [(one, none), (none, one), (x, y), (-y, x), (near, none), (none, near)]
     return np.stack([np.stack(move, -1) for move in moves], -1)
 
 
 _RIGID_MOVES = _rigid_moves()
+
+
+def _less_rigid(cells: np.ndarray) -> np.ndarray:
+    """Moves of cells (T, 8, 8, 2) less those of a rigid head, fitted in each frame.
+
+    The sum of the residuals' lengths is least, not that of their squares, by reweighted least squares: a part of the
+    face that moves by itself stays as it is.
+    """
+    basis, target = _RIGID_MOVES[_SEEN], cells[:, _SEEN]  # [n, 2, 6], [T, n, 2]
+    weight = np.ones(target.shape[:2])
+    for _ in range(_ROUNDS):
+        weighted = np.einsum("tn,nci->tnci", weight, basis)
+        normal = np.einsum("tnci,ncj->tij", weighted, basis)
+        right = np.einsum("tnci,tnc->ti", weighted, target)
+        moves = np.linalg.solve(normal, right[..., None])[..., 0]
+        left = np.linalg.norm(target - np.einsum("nci,ti->tnc", basis, moves), axis=-1)
+        weight = 1 / np.maximum(left, _ALIKE)
+    return cells - np.einsum("rcdi,ti->trcd", _RIGID_MOVES, moves)
 
 
 def _explained(move: np.ndarray, where: np.ndarray) -> float:
@@ -298,24 +213,37 @@ def _explained(move: np.ndarray, where: np.ndarray) -> float:
     return 1 - float((left**2).sum() / max((target**2).sum(), 1e-12))
 
 
+def _width_of_eyes(moves: np.ndarray) -> np.ndarray:
+    """The mean of both, of moves (…, 8, 8, 2)."""
+    return (_widths(moves[..., _LEFT_EYE, :]) + _widths(moves[..., _RIGHT_EYE, :])) / 2
+
+
 def _eyes_alone(move: np.ndarray) -> bool:
     """Whether cells (8, 8, 2) go as those of eyes that close or look aside, and nothing else moves.
 
     Where eyes and brows are raised that is a movement of the face: upper lids are.
     """
-    width = float(np.mean([_widths(move[eye]) for eye in (_LEFT_EYE, _RIGHT_EYE)]))
+    width = float(_width_of_eyes(move))
     right, down = move[_LEFT_EYE | _RIGHT_EYE].mean(0)
     aside = abs(right) > abs(down)
     over_brows = width >= _EYES_OVER_BROWS * _widths(move[_BROWS])
     return bool(width >= _EYES * _widths(move[_BELOW]) and (aside or (down > 0 and over_brows)))
 
 
-def _kind(track: Track, cells: np.ndarray, interval: _Interval, fps: float) -> tuple[Kind, str]:
-    """What a movement is, and why."""
+def _kind(
+    track: Track, cells: np.ndarray, face: np.ndarray, interval: _Interval, fps: float, beside_eyes: bool
+) -> tuple[Kind, str]:
+    """What a movement is, and why.
+
+    Args:
+        cells, face: where the cells have gone (T, 8, 8, 2), with the turning of the head and less it.
+        beside_eyes: it is one of the mouth, whatever the eyes do.
+    """
     onset, apex, offset, back, _ = interval
-    move, about = cells[apex] - cells[onset], slice(onset, offset + 1)
-    width, seconds = float(_widths(move[_SEEN])), (offset - onset) / fps
-    rigid = _explained(move, _SEEN)
+    about, seconds = slice(onset, offset + 1), (offset - onset) / fps
+    move, widths = face[apex] - face[onset], _widths((face[about] - face[onset])[:, _SEEN])
+    width = float(widths[apex - onset])
+    rigid = _explained(cells[apex] - cells[onset], _SEEN)
     turn = float(np.linalg.norm(track.head[about] - track.head[onset], axis=-1).mean(-1).max())
     if track.lost[about].any():
         return "head", "the head could not be followed"
@@ -324,10 +252,13 @@ def _kind(track: Track, cells: np.ndarray, interval: _Interval, fps: float) -> t
             "head",
             f"the head goes {turn / FACE:.0%} of the face's width, which explains {rigid:.0%} of it",
         )
-    light = float(np.abs(track.light[about] / max(track.light[onset], 1) - 1).max())
-    if light >= max(_LIGHT, _LIGHT_A_PIXEL * width):
-        return "light", f"the light changes by {light:.0%}"
-    if _eyes_alone(move):
+    light = np.abs(track.light[about] / max(track.light[onset], 1) - 1)
+    if (
+        light.max() >= max(_LIGHT, _LIGHT_A_PIXEL * width)
+        and np.corrcoef(light, widths)[0, 1] >= _LIGHT_ALIKE
+    ):
+        return "light", f"the light changes by {light.max():.0%} as it comes and goes"
+    if not beside_eyes and _eyes_alone(move):
         return ("blink" if seconds <= MICRO and back else "gaze"), "both eyes alone"
     if not back:
         return "longer", "it does not go back" + (
@@ -336,13 +267,25 @@ def _kind(track: Track, cells: np.ndarray, interval: _Interval, fps: float) -> t
     return ("micro", f"at most {MICRO} s") if seconds <= MICRO else ("longer", f"more than {MICRO} s")
 
 
+def _overlap(one: _Interval, other: _Interval) -> bool:
+    return one.onset <= other.offset and other.onset <= one.offset
+
+
+def _moves_beside_eyes(face: np.ndarray, mouth: _Interval) -> bool:
+    """Whether a movement of the mouth is more than what eyes that move at the same time draw along."""
+    moves = face[mouth.onset : mouth.offset + 1] - face[mouth.onset]
+    width = _widths(moves[mouth.apex - mouth.onset][_MOUTH])
+    return bool(width >= _BESIDE_EYES * _width_of_eyes(moves).max())
+
+
 class Spotting(NamedTuple):
     """What :func:`spot` found."""
 
     movements: list[Spotted]
     """In their order in time, ignored ones too."""
     curve: np.ndarray
-    """(T,): speed of the face without its eyes, in pixels of a face of 80 a seventh of a second."""
+    """(T,): speed of the face without its eyes and the turning of the head, in pixels of a face of 80 a seventh of a
+    second."""
     threshold: float
     """What the curve must reach to stand out."""
 
@@ -358,22 +301,30 @@ def spot(track: Track, fps: float, config: SpotConfig) -> Spotting:
         raise ValueError(f"{count} frames at {fps:g} a second; at least {least} are needed to spot anything")
     cells = track.cells - np.median(track.cells[:, _SEEN], axis=1)[:, None, None]
     cells = scipy.ndimage.gaussian_filter1d(cells, fps / 60, axis=0, mode="nearest")
-    explained, reach = np.zeros(count, bool), max(1, round(_REACH * fps))
+    face, explained, reach = _less_rigid(cells), np.zeros(count, bool), max(1, round(_REACH * fps))
     alone = []
-    for eyes in _intervals(cells[:, _LEFT_EYE | _RIGHT_EYE], fps, config.strength, explained):
-        if _eyes_alone(cells[eyes.apex] - cells[eyes.onset]):
+    for eyes in _intervals(face[:, _LEFT_EYE | _RIGHT_EYE], fps, config.strength, explained):
+        if _eyes_alone(face[eyes.apex] - face[eyes.onset]):
             alone.append(eyes)
             for change in (eyes.onset, eyes.offset):
                 explained[max(0, change - 3 * reach) : change + 3 * reach + 1] = True
-    face = _intervals(cells[:, _ELSEWHERE], fps, config.strength, explained)
+    beside = [
+        mouth
+        for mouth in _intervals(face[:, _MOUTH], fps, config.strength, np.zeros(count, bool))
+        if any(_overlap(mouth, eyes) for eyes in alone) and _moves_beside_eyes(face, mouth)
+    ]
+    rest = [
+        i for i in _intervals(face[:, _ELSEWHERE], fps, config.strength, explained)
+        if not any(_overlap(i, mouth) for mouth in beside)
+    ]  # fmt: skip
     found = [
-        Spotted(i.onset, i.apex, i.offset, i.strength, *_kind(track, cells, i, fps))
-        for i in sorted(alone + face)
+        Spotted(i.onset, i.apex, i.offset, i.strength, *_kind(track, cells, face, i, fps, i in beside))
+        for i in sorted(alone + beside + rest)
     ]
     kept = set()
     for kind in ("micro", "longer"):
         kept |= set(sorted((s for s in found if s.kind == kind), key=lambda s: -s.strength)[: config.most])
-    curve = _speed(cells[:, _ELSEWHERE], fps)
+    curve = _speed(face[:, _ELSEWHERE], fps)
     centre, deviation = at_rest(curve)
     return Spotting(
         [s for s in found if s in kept or s.kind not in ("micro", "longer")],

@@ -32,7 +32,8 @@ from micron_model.data.clips.motion import pair_motion
 from micron_model.data.clips.nuisances import compression, sensor_noise, to_uint8
 from micron_model.data.clips.stabilize import Stabilizer
 from micron_model.data.clips.synthetic import CLASSES, PLACES, Manner, _Moving, _neutral, pixels
-from micron_model.spotting import MICRO, Follower, SpotConfig, spot
+from micron_model.following import Follower
+from micron_model.spotting import MICRO, SpotConfig, spot
 
 HERE = Path(__file__).parent
 SEEDS = (0, 1, 2)

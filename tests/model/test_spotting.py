@@ -6,7 +6,8 @@ import pytest
 
 from micron_model.data.clips.faces import Box
 from micron_model.data.clips.synthetic import PLACES, SyntheticClip, _Moving, _neutral
-from micron_model.spotting import Follower, SpotConfig, spot
+from micron_model.following import Follower
+from micron_model.spotting import SpotConfig, spot
 
 FPS, SIZE, FRAMES, ONSET = 30.0, 96, 44, 16
 BOX = Box(0.14 * SIZE, 0.14 * SIZE, 0.72 * SIZE)
@@ -29,14 +30,19 @@ def course(rise, held, fall):
     return (1 - np.cos(np.pi * phase)) / 2
 
 
-def followed(field, shares, gains=None):
-    """A face whose pixels go ``field`` (S, S, 2), in pixels, times the share of each frame, followed."""
+def followed(field, shares, gains=None, beside=None):
+    """A face whose pixels go ``field`` (S, S, 2), in pixels, times the share of each frame, followed.
+
+    ``beside``: another field and its shares.
+    """
+    other, of_other = beside or (NOTHING, np.zeros(len(shares)))
     rng = np.random.default_rng(0)
     neutral = _neutral(SyntheticClip(1, "happiness"), SIZE).astype(np.float32)
     y, x = np.mgrid[:SIZE, :SIZE].astype(np.float32)
     frames = []
-    for share, gain in zip(shares, np.ones(len(shares)) if gains is None else gains, strict=True):
-        gone = (share * field).astype(np.float32)
+    gains = np.ones(len(shares)) if gains is None else gains
+    for share, gain, of_frame in zip(shares, gains, of_other, strict=True):
+        gone = (share * field + of_frame * other).astype(np.float32)
         seen = cv2.remap(
             neutral, x - gone[..., 0], y - gone[..., 1], cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE
         )
@@ -85,13 +91,33 @@ def test_a_change_of_light_is_no_movement_of_the_face(gains):
     assert {found.kind for found in movements(NOTHING, np.zeros(FRAMES), gains)} <= {"light"}
 
 
+@pytest.mark.parametrize("beside", ["light", "blink", "head"])
+def test_a_short_movement_is_found_beside_what_is_none(beside):
+    """The light changes with it and stays; a blink, or a turn of the head that takes longer, begins before it."""
+    width, gains, other = 1.0, None, None
+    if beside == "light":
+        gains = 1 + 0.25 * course(2, 20, 3)
+    elif beside == "blink":
+        width, other = 0.75, (Eyes(1, "happiness").displacement(0, SIZE), np.roll(course(3, 0, 5), -2))
+    else:
+        other = turned((3.0, 0.0)), np.roll(course(*LONG), -2)
+    marked = movements(width * expression("happiness"), course(*SHORT), gains, other)
+    (found,) = [f for f in marked if f.kind in ("micro", "longer")]
+    assert found.kind == "micro"
+    assert abs(found.onset - ONSET) <= 3
+    assert abs(found.apex - ONSET - SHORT[0]) <= 2
+    assert abs(found.offset - ONSET - sum(SHORT)) <= 3
+
+
+def turned(turn):
+    """A head that shifts and turns: the middle of the face is nearer than its sides, and goes farther."""
+    y, x = np.mgrid[:SIZE, :SIZE] / SIZE - 0.5
+    return np.array([5.0, 1.0]) + (1 - 4 * x**2 - 4 * y**2).clip(0)[..., None] * turn
+
+
 @pytest.mark.parametrize("turn", [(3.0, 0.0), (0.0, 3.0)])
 def test_a_turn_of_the_head_is_no_movement_of_the_face(turn):
-    """The middle of the face is nearer than its sides, and goes farther."""
-    y, x = np.mgrid[:SIZE, :SIZE] / SIZE - 0.5
-    near = (1 - 4 * x**2 - 4 * y**2).clip(0)[..., None]
-    shift = np.array([5.0, 1.0])
-    assert {found.kind for found in movements(shift + near * turn, course(*LONG))} == {"head"}
+    assert {found.kind for found in movements(turned(turn), course(*LONG))} == {"head"}
 
 
 def test_a_face_that_stays_as_it_has_become_is_marked_and_not_called_short():
