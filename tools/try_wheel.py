@@ -54,6 +54,7 @@ def try_wheel(wheel: Path, python: str) -> None:
             str(programs / "pip"),
             "install",
             "--quiet",
+            "--no-compile",
             "--only-binary",
             ":all:",
             "-c",
