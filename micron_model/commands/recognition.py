@@ -86,6 +86,8 @@ class Clips:
         **options: Any,
     ) -> Task:
         """``macro``: macro-expressions for the first of the inputs."""
+        if macro is not None and not macro.exists():  # said before faces are cut
+            raise FileNotFoundError(f"{macro}: no such file or folder")
         task = load_task(
             dataset, root, inputs, scheme=self.scheme, face=self.face, cache=self.cache,
             allow_differences=self.allow_differences, console=console, **options, **self.source.options,

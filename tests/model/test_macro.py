@@ -187,3 +187,9 @@ def test_the_command_line_checks_and_writes_them(tmp_path, capsys, refused):
     with pytest.raises(ValueError, match="layout='raw' is none of listed, folders, crema-d of macro"):
         tiny_lookalike("macro", tmp_path / "b", layout="raw")
     assert LookalikeConfig(layout="crema-d").layout == "crema-d"
+
+
+def test_macro_expressions_that_are_not_there_are_refused_before_the_database_is_read(tmp_path, refused):
+    command = ["evaluate", "casme2", str(tmp_path), "--recognizer", "lightman", "--model", "none"]
+    command += ["--preset", "tiny", "--out", str(tmp_path / "out"), "--macro", "gone.csv"]
+    assert "gone.csv: no such file or folder" in refused(command)
