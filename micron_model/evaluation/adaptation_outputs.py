@@ -18,7 +18,7 @@ from .metrics import PartScore, score
 from .predictions import ANOTHER_PROTOCOL, Predictions, write_predictions
 from .report import banner
 
-_MARKERS = "osD^v"
+_STYLES = ("o-", "s--", "D:", "^-.", "v-")
 #: Of every kind, by setting.
 Adapted = Mapping[str, Mapping[Setting, Predictions]]
 Scores = dict[str, dict[Setting, PartScore]]
@@ -93,7 +93,7 @@ def table_of(scores: Scores) -> list[list[str]]:
 def figure_of_adaptation(scores: Scores) -> Figure:
     """UF1 over the number of clips, a line for each number of steps, and over the steps, a line for each number of
     clips; a colour a recognizer."""
-    figure = Figure(figsize=(9.2, 3.9), layout="constrained")
+    figure = Figure(figsize=(9.2, 4.5), layout="constrained")
     by_clips, by_steps = figure.subplots(1, 2, sharey=True)
     for (kind, of), colour in zip(scores.items(), LINE_COLOURS, strict=False):
         clips = sorted({s.clips for s in of if s.clips})
@@ -103,10 +103,10 @@ def figure_of_adaptation(scores: Scores) -> Figure:
             (by_clips, steps, clips, lambda line, x: Setting(x, line), "step"),
             (by_steps, clips, steps, lambda line, x: Setting(line, x), "clip"),
         ):
-            for line, marker in zip(lines, itertools.cycle(_MARKERS), strict=False):
+            for line, style in zip(lines, itertools.cycle(_STYLES), strict=False):
                 parts = [start, *(of[setting_of(line, x)] for x in along)]
                 axes.errorbar(
-                    [0, *along], [p.uf1.mean for p in parts], [p.uf1.sd for p in parts], color=colour, marker=marker,
+                    [0, *along], [p.uf1.mean for p in parts], [p.uf1.sd for p in parts], color=colour, fmt=style,
                     capsize=2, lw=1.2, ms=4, alpha=0.9, label=f"{_name(kind)}, {_counted(line, unit)}",
                 )  # fmt: skip
     by_clips.set_xlabel("labelled clips of the tested subject")
@@ -118,7 +118,9 @@ def figure_of_adaptation(scores: Scores) -> Figure:
     by_clips.set_ylabel("UF1")
     for axes in (by_clips, by_steps):
         axes.grid(alpha=0.3)
-        axes.legend(frameon=False, fontsize=7)
+        axes.legend(
+            frameon=False, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=len(scores)
+        )
     figure.suptitle("Another protocol: labelled clips of the tested subject adapt the recognizer", fontsize=9)
     return figure
 

@@ -33,7 +33,7 @@ def figure_of_confusions(parts: Sequence[PartScore], *, stamps: Sequence[str] = 
     columns = min(len(parts), 4 if len(classes) <= 3 else 2)
     rows = -(-len(parts) // columns)
     side = 0.95 + 0.6 * len(classes)
-    figure = Figure(figsize=(max(side * columns, 4.5), (side + 0.45) * rows), layout="constrained")
+    figure = Figure(figsize=(max(side * columns, 4.5), (side + 0.75) * rows), layout="constrained")
     grid: Any = figure.subplots(rows, columns, squeeze=False)
     for axes, part in zip(grid.flat, parts, strict=False):
         _draw(axes, part, classes)

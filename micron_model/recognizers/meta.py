@@ -27,7 +27,7 @@ from ..training.device_input import autocast
 from .base import Examples, Recognizer
 
 Parameters = dict[str, Tensor]
-#: Layers that an inner step changes unless all are asked for: the classifier and the last block.
+#: Layers that an inner step changes: the classifier and the last block.
 LAST_LAYERS = 2
 #: A mean cross-entropy of as many times what guessing costs is of a step that went astray, not of a hard clip.
 DIVERGED = 100
