@@ -48,15 +48,14 @@ NVCCFLAGS += [
 AVX512 = (
     "-march=x86-64-v4 -mprefer-vector-width=512 -Wno-uninitialized -Wno-maybe-uninitialized"  # GCC bug 105593
 )
-X86 = platform.machine().lower() in ("x86_64", "amd64")
-#: Flags by instruction set. Every kernel is compiled once for each, in a namespace of that name. An x86 that knows
-#: no AVX2 is too rare to compile for it as long as for the others.
+#: Flags by instruction set. Every kernel is compiled once for each, in a namespace of that name.
 INSTRUCTION_SETS = {
-    "portable": "-O2" if X86 else "",
+    "portable": "",
     "avx2": "-mavx2 -mfma -mf16c -mbmi2",
     "avx512": AVX512,
     "avx512_bf16": AVX512 + " -mavx512bf16",
 }
+X86 = platform.machine().lower() in ("x86_64", "amd64")
 #: Beside the package's modules: why there is no extension, and whether that was wanted.
 RECORD = "_build.json"
 #: What a compiler, a linker or ninja says in the line that tells what went wrong.
@@ -142,9 +141,7 @@ def c_string(text: str) -> str:
 def facts(torch: Torch, cuda: Cuda, flags: list[str]) -> str:
     """The header that tells the extension how it was built."""
     sets = "; ".join(
-        f"{name}: {extra or 'baseline'}"
-        for name, extra in INSTRUCTION_SETS.items()
-        if X86 or name == "portable"
+        f"{name}: {extra or 'baseline'}" for name, extra in INSTRUCTION_SETS.items() if X86 or not extra
     )
     definitions = {
         "MICRON_BUILD_FLAGS": f"{shlex.join(flags)} ({sets})",
