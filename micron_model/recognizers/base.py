@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..data.clips.faces import Box
 from ..data.clips.inputs import ClipInput, Values, take
 from ..data.databases.corpus import Corpus
 from ..saved_model import SavedModel
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from ..data.clips.faces import Box
 
 #: Where the recipe of each built-in name is; imported when it is asked for.
 BUILT_IN = {
