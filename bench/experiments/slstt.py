@@ -139,6 +139,18 @@ ROWS = {
     "pretrained-whole": Row(
         "μ-BERT with flow as an input, trained, pre-trained on movement", MicronBERTRecipe(), pretrained, tasks=HARD
     ),
+    "map-untrained": Row(
+        "μ-BERT with flow as an input, map, frozen, untrained",
+        MicronBERTRecipe(freeze="encoder", features="map", regions=8), untrained_with_flow, tasks=HARD,
+    ),
+    "map": Row(
+        "μ-BERT with flow as an input, map, frozen, pre-trained on movement",
+        MicronBERTRecipe(freeze="encoder", features="map", regions=8), pretrained, tasks=HARD,
+    ),
+    "map-whole": Row(
+        "μ-BERT with flow as an input, map, trained, pre-trained on movement",
+        MicronBERTRecipe(features="map", regions=8), pretrained, tasks=HARD,
+    ),
     "example": Row("examples/own_recognizer.py", Convolutional(), tasks=tuple(TITLES)),
     "frames": Row("SLSTT tiny, LSTM, frames", SLSTTRecipe(**SCRATCH, look="frames")),
     "encoder": Row(

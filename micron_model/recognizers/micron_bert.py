@@ -15,7 +15,7 @@ from ..data.clips.inputs import OnsetApex
 from ..data.databases.corpus import Corpus
 from ..loading import load_model
 from ..models.config import MicronBERTConfig, preset
-from ..models.micron_bert import MicronBERT
+from ..models.micron_bert import EncoderState, MicronBERT
 from ..models.official.micron_bert import SEEN
 from ..models.products import Linear
 from .base import Examples, Recognizer, RecognizerConfig, Start
@@ -25,20 +25,27 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+FEATURES = ("latent", "map")
+
+
 @dataclass
 class MicronBERTRecognizerConfig(RecognizerConfig):
     """Settings of a recognizer of μ-BERT. How its authors fine-tuned it is not published: the head is ours."""
 
     recognizer: str = "micron-bert"
     model: MicronBERTConfig = field(default_factory=MicronBERTConfig)
+    features: Literal["latent", "map"] = "latent"
+    """What is pooled of micro-attention between the frames: each patch's latent, or how much it changed, one number."""
     regions: int = 4
     """Features are pooled over regions × regions parts of the face, since a class is *where* it moves; 1 pools the
     whole face."""
     from_rest: bool = True
-    """Subtract the features of the onset compared with itself: what is left is change, not whose face it is."""
+    """Subtract the latent of the onset compared with itself: what is left is change, not whose face it is."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.features not in FEATURES:
+            raise ValueError(f"features={self.features!r}; it must be one of {', '.join(FEATURES)}")
         if not 1 <= self.regions <= self.model.grid:
             raise ValueError(
                 f"regions={self.regions}; it must lie in [1, {self.model.grid}], the patches along a side"
@@ -56,7 +63,7 @@ class MicronBERTRecognizer(Recognizer):
         self.backbone = MicronBERT(config.model)
         del self.backbone.decoder  # reconstruction is for pre-training
         self.backbone.dino = None
-        width = config.regions**2 * config.model.width
+        width = config.regions**2 * (config.model.width if config.features == "latent" else 1)
         self.norm = nn.LayerNorm(width)
         self.head = Linear(width, len(config.classes))
         nn.init.trunc_normal_(self.head.weight, std=0.02)
@@ -77,22 +84,29 @@ class MicronBERTRecognizer(Recognizer):
         return OnsetApex(self.config.model.image_size)
 
     def embed(self, values: Tensor) -> Tensor:
-        """Pooled features (B, regions²·D) of what changed between onset and apex (B, 2, 3, H, W): uint8, or normalised
-        already.
+        """Pooled features of what changed between onset and apex (B, 2, 3, H, W): uint8, or normalised already.
 
-        Micro-attention weights each patch by the Patch of Interest of the apex; a region's features are the mean
-        over its patches.
+        (B, regions²·D) of the latent, of which micro-attention weights each patch by the Patch of Interest of the apex;
+        (B, regions²) of the map, :meth:`MicronBERT.movement_map`. A region's features are the mean over its patches.
         """
         onset, apex = values.unbind(1)
-        model = self.backbone
-        before, after = model.encode_pair(onset, apex)
-        change, _ = model.forward_micro_attention(before.patches, after.patches, after.scores)
-        if self.config.from_rest:
-            rest, _ = model.forward_micro_attention(before.patches, before.patches, before.scores)
-            change = change - rest
-        rows, columns = (side // model.config.patch_size for side in onset.shape[2:])
+        rows, columns = (side // self.backbone.config.patch_size for side in onset.shape[2:])
+        before, after = self.backbone.encode_pair(onset, apex)
+        if self.config.features == "map":
+            change = self.backbone.movement_map(before, after)[..., None]
+        else:
+            change = self._latent_of_change(before, after)
         grid = change.transpose(1, 2).unflatten(2, (rows, columns))
         return F.adaptive_avg_pool2d(grid, self.config.regions).flatten(1)
+
+    def _latent_of_change(self, before: EncoderState, after: EncoderState) -> Tensor:
+        """(B, N, D)"""
+        model = self.backbone
+        change, _ = model.forward_micro_attention(before.patches, after.patches, after.scores)
+        if not self.config.from_rest:
+            return change
+        rest, _ = model.forward_micro_attention(before.patches, before.patches, before.scores)
+        return change - rest
 
     def classify(self, features: Tensor) -> Tensor:
         return self.head(self.norm(features))
@@ -138,10 +152,14 @@ class MicronBERTRecipe(Fitting):
     """Size of a model of random weights."""
     freeze: Literal["none", "encoder"] = "none"
     """"encoder": train the classifier alone, on features of the unchanged model, computed once."""
+    features: Literal["latent", "map"] = "latent"
+    """What is pooled of micro-attention between the frames: each patch's latent, or how much it changed, one number.
+    With --freeze encoder, of a model that was pre-trained on movement, the map of all patches (--regions 8 of 64-pixel
+    faces) is worth more."""
     regions: int = 4
     """Features are pooled over regions × regions parts of the face."""
     from_rest: bool = True
-    """Subtract the features of the onset compared with itself."""
+    """Subtract the latent of the onset compared with itself."""
     layer_decay: float = 0.75
     """Factor of the rate from each layer to the one below: classifier, micro-attention, blocks from the last to the
     first, patch embedding."""
@@ -179,7 +197,11 @@ class MicronBERTRecipe(Fitting):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return MicronBERTRecognizer.from_pretrained_backbone(
-                _backbone(start), classes, regions=self.regions, from_rest=self.from_rest
+                _backbone(start),
+                classes,
+                features=self.features,
+                regions=self.regions,
+                from_rest=self.from_rest,
             )
 
     def learn(

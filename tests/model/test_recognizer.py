@@ -64,6 +64,18 @@ def test_features_are_the_mean_of_each_region(small, pair):
     torch.testing.assert_close(features[:, :, 0, 1], grid[:, :, :2, 2:].mean((2, 3)))
 
 
+@pytest.mark.parametrize("regions", [2, 4])
+def test_the_map_is_a_feature_too(small, pair, regions):
+    settings = {"features": "map", "regions": regions}
+    model = MicronBERTRecognizer.from_pretrained_backbone(small(), CLASSES, **settings).eval()
+    onset, apex = pair
+    change = model.backbone.movement_map(*model.backbone.encode_pair(onset, apex)).unflatten(1, (4, 4))
+    pooled = change.unflatten(1, (regions, -1)).unflatten(3, (regions, -1)).mean((2, 4))
+    features = model.embed(torch.stack([onset, apex], 1))
+    torch.testing.assert_close(features, pooled.flatten(1))
+    assert model.classify(features).shape == (4, len(CLASSES))
+
+
 def test_it_is_saved_with_its_kind_and_its_classes_and_loaded_by_them(recognizer, pair, tmp_path):
     recognizer.config.trained_on = "something"
     recognizer.save_pretrained(tmp_path)
@@ -82,6 +94,7 @@ def test_it_is_saved_with_its_kind_and_its_classes_and_loaded_by_them(recognizer
         ({"classes": ("a",)}, r"classes=\('a',\); at least 2 different names"),
         ({"classes": ("a", "a")}, "at least 2 different names"),
         ({"classes": CLASSES, "regions": 9}, r"regions=9; it must lie in \[1, 8\]"),
+        ({"classes": CLASSES, "features": "flow"}, "features='flow'; it must be one of latent, map"),
     ],
 )
 def test_bad_settings_of_a_recognizer_are_named(settings, message):
