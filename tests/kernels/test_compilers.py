@@ -1,13 +1,12 @@
 """The public calls under compilers, and where there is no data."""
 
-import subprocess
-import sys
 import textwrap
 
 import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
+import fresh
 from micron_kernels import (
     diagonal_attention,
     frame_difference,
@@ -142,4 +141,4 @@ def test_an_exported_program_runs_where_the_extension_is_missing(tmp_path):
         result = torch.export.load({str(tmp_path / "program.pt2")!r}).module()(x, frames)
         torch.testing.assert_close(result, expected)
     """
-    subprocess.run([sys.executable, "-W", "ignore", "-c", textwrap.dedent(script)], check=True)
+    fresh.output_of(textwrap.dedent(script), warnings=["ignore"])

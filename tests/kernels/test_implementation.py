@@ -2,14 +2,13 @@
 
 import importlib.util
 import logging
-import subprocess
-import sys
 import textwrap
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+import fresh
 from micron_kernels import _extension, _implementation
 from micron_kernels._implementation import Chooser, TritonModule, choose
 
@@ -208,4 +207,4 @@ def test_the_warning_of_a_missing_extension_names_who_called():
         assert warning.category is UserWarning
         assert warning.filename == "<string>", warning.filename
     """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True)
+    fresh.output_of(textwrap.dedent(script))

@@ -1,15 +1,14 @@
 """The extension when it is there, when it is not, and when its file is broken."""
 
-import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+import fresh
 import micron_kernels
 from micron_kernels import _extension, diagonal_attention, frame_difference, swap_patches, topk_mask
 from micron_kernels.info import describe
@@ -27,22 +26,8 @@ def run_copy(tmp_path, extension: bytes | None, code: str) -> str:
         (copy / f"_native{suffix}").write_bytes(extension)
     # An editable install would lend the copy its own extension.
     alone = "import sys; sys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in str(f)]\n"
-    result = subprocess.run(
-        [
-            sys.executable,
-            "-W",
-            "error",
-            "-W",
-            "always:micron_kernels runs in plain PyTorch",
-            "-c",
-            alone + code,
-        ],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout + result.stderr
+    warnings = ("error", "always:micron_kernels runs in plain PyTorch")
+    return fresh.output_of(alone + code, folder=tmp_path, warnings=warnings)
 
 
 USE_AND_DESCRIBE = """
@@ -148,15 +133,12 @@ def test_fp64_falls_back_unless_native_is_asked_for(name, call):
 )
 def test_the_environment_limits_the_instruction_set(capability, expected):
     code = "from micron_kernels import _extension; print(_extension.module.instruction_set())"
-    environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability}
-    result = subprocess.run(
-        [sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True
-    )
+    found = fresh.output_of(code, environment={"ATEN_CPU_CAPABILITY": capability}).strip()
     supported = _extension.module.supported_instruction_sets()
     if expected in supported:
-        assert result.stdout.strip().startswith(expected)
+        assert found.startswith(expected)
     else:
-        assert result.stdout.strip() in supported
+        assert found in supported
 
 
 @built
@@ -189,5 +171,6 @@ def test_every_cuda_kernel_is_registered():
 def test_setuptools_keeps_its_distutils():
     pytest.importorskip("setuptools")
     code = "import micron_kernels, setuptools, distutils; print(distutils.__file__)"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "setuptools" in result.stdout, "torch.compile imports setuptools, which then warns of distutils"
+    assert "setuptools" in fresh.output_of(code), (
+        "torch.compile imports setuptools, which then warns of distutils"
+    )

@@ -4,6 +4,7 @@ import sys
 import pytest
 import torch
 
+import fresh
 from micron_kernels import diagonal_attention, frame_difference, swap_patches, topk_mask
 from micron_kernels.testing import assert_within_rounding, guarded_memory, poisoned_memory
 
@@ -34,7 +35,7 @@ for name in ("triton", "torchvision", "timm", "tensorboard", "pandas"):
     sys.modules[name] = None
 import {package}
 """
-    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+    fresh.output_of(code, warnings=["error"])
 
 
 def test_micron_kernels_needs_torch_alone():
@@ -46,8 +47,7 @@ import micron_kernels, micron_kernels.nn
 new = {name.split(".")[0] for name in set(sys.modules) - before}
 print(sorted(new - set(sys.stdlib_module_names) - {"micron_kernels", "torch"}))
 """
-    result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert result.stdout.strip() == "[]"
+    assert fresh.output_of(code).strip() == "[]"
 
 
 def test_info_names_every_operator_and_what_is_active():
