@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from scipy.stats import rankdata
 from torch import Tensor
 
 from micron_kernels import blockwise_mask, swap_patches, topk_mask
@@ -17,6 +16,8 @@ def auroc(scores: np.ndarray, positive: np.ndarray) -> float:
 
     NaN where there is no positive or no negative.
     """
+    from scipy.stats import rankdata  # takes a second to import, which every command would wait for
+
     positive = np.asarray(positive, bool).ravel()
     n_positive = int(positive.sum())
     n_negative = positive.size - n_positive

@@ -218,12 +218,18 @@ def _trials(product: str, names: Iterable[str]) -> dict[str, Callable[[], object
     return {name: functools.partial(LINEAR[name], x, y, None) for name in names}
 
 
-@torch.compiler.assume_constant_result
+def _constant_to_compilers(function: Callable) -> Callable:
+    """``torch.compiler.assume_constant_result``, which imports all of the compiler only to set this mark."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@_constant_to_compilers
 def _any_by_onednn() -> bool:
     return any(chosen(product) == "onednn" for product in PRODUCTS if product.startswith("linear"))
 
 
-@torch.compiler.assume_constant_result
+@_constant_to_compilers
 def _chosen_attention() -> str:
     return chosen("attention")
 

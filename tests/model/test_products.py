@@ -375,3 +375,8 @@ def test_names_are_those_of_the_candidates():
     assert {n for p, names in products.PRODUCTS.items() if p != "attention" for n in names} == set(
         products.LINEAR
     )
+
+
+def test_the_mark_for_compilers_is_theirs():
+    marked = torch.compiler.assume_constant_result(lambda: 0)
+    assert vars(marked) == vars(products._constant_to_compilers(lambda: 0))

@@ -67,3 +67,11 @@ def test_no_module_hides_a_function_of_its_name():
         for module in pkgutil.iter_modules(package.__path__):
             found = getattr(package, module.name, None)
             assert not callable(found), f"{package.__name__}.{module.name} is a module and a function"
+
+
+def test_the_command_line_starts_without_what_it_may_not_need():
+    """Each takes most of a second to import, or more, and every command would wait for it."""
+    slow = ("torch._dynamo", "scipy.stats", "pandas", "triton", "openpyxl")
+    command = f"import micron_model.cli, sys; print([name for name in {slow} if name in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
