@@ -122,6 +122,7 @@ class ProgressBar(Progress):
         self._texts = [TextColumn(column) for column in columns]
         self._in_lines = shown and not _has_bars(console)
         self._said: dict[TaskID, tuple[float, float]] = {}
+        self._began: dict[TaskID, tuple[float, float]] = {}
         super().__init__(
             TextColumn("{task.description}"),
             BarColumn(bar_width=10),
@@ -134,7 +135,7 @@ class ProgressBar(Progress):
 
     def add_task(self, *arguments: Any, **settings: Any) -> TaskID:
         added = super().add_task(*arguments, **settings)
-        self._said[added] = time.monotonic(), self._tasks[added].completed
+        self._said[added] = self._began[added] = time.monotonic(), self._tasks[added].completed
         return added
 
     def update(self, task_id: TaskID, **changes: Any) -> None:
@@ -177,8 +178,11 @@ class ProgressBar(Progress):
     def _line(self, task: Task) -> str:
         total = "" if task.total is None else f"/{task.total:g}"
         line = f"{task.description} {task.completed:g}{total}, {task.elapsed or 0:.0f} s"
-        if task.time_remaining:
-            line += f", about {task.time_remaining:.0f} s to go"
+        if task.time_remaining and task.remaining:
+            # By the latest steps; while a slower one is waited for, by the mean of all.
+            began, completed = self._began[task.id]
+            mean = (time.monotonic() - began) / max(task.completed - completed, 1)
+            line += f", about {max(task.time_remaining, mean * task.remaining):.0f} s to go"
         return ", ".join([line, *(str(text) for c in self._texts if (text := c.render(task)))])
 
 

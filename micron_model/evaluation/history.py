@@ -60,7 +60,8 @@ def figure_of_histories(histories: Sequence[Mapping[str, np.ndarray]]) -> Figure
             epochs = np.arange(1, shortest + 1)
             low, high = np.quantile(values, (0.1, 0.9), axis=0)
             axes.fill_between(epochs, low, high, color=colour, alpha=0.2, linewidth=0)
-            axes.plot(epochs, values.mean(0), color=colour, label=in_figure(name))
+            marker = "o" if len(epochs) == 1 else None  # a point is no line
+            axes.plot(epochs, values.mean(0), marker=marker, color=colour, label=in_figure(name))
         if any("cosine" in name for name in shown):
             axes.axhline(0, color="0.4", linewidth=0.8)
         axes.set_xlabel("epoch")

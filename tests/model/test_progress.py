@@ -35,6 +35,17 @@ def test_where_there_is_no_terminal_a_line_comes_every_few_seconds_and_at_the_en
     assert re.fullmatch(r"steps 10/24, \d+ s, about 1[34] s to go, 1\.0/s", lines[1])
 
 
+def test_time_to_go_grows_while_a_slow_step_is_waited_for(clock):
+    with ProgressBar(console=Console(file=io.StringIO())) as progress:
+        progress.get_time = lambda: clock[0]
+        task = progress.add_task("folds", total=18)
+        for _ in range(2):
+            clock[0] += 1
+            progress.update(task, advance=1)
+        clock[0] += 148
+        assert progress._unfinished() == "folds 2/18, 150 s, about 1200 s to go"
+
+
 def test_the_lines_of_a_day_are_hundreds(clock):
     assert 100 < len(lines_of(8640, clock, 10.0)) < 1000
 
