@@ -8,9 +8,13 @@ import io
 import json
 import os
 import stat
+import threading
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
+
+import numpy as np
 
 #: Environment variables that raise the limits.
 BYTES, PIXELS, CELLS = "MICRON_MAX_BYTES", "MICRON_MAX_PIXELS", "MICRON_MAX_CELLS"
@@ -19,6 +23,7 @@ _MOST_JSON = 2**26
 #: Of a spreadsheet. The largest database lists a few thousand expressions in a dozen columns.
 _MOST_CELLS, _MOST_UNPACKED = 2**18, 2**26
 _BLOCK = 2**20
+_parsing = threading.Lock()
 
 
 class NoFile(ValueError):
@@ -129,6 +134,28 @@ def read_file(path: str | Path, most: int | None = None) -> bytes:
     if total > most:
         raise TooLarge(f"{path}: holds more than {most} bytes")
     return b"".join(blocks)
+
+
+@contextlib.contextmanager
+def numpy_file(path: str | Path, *, mapped: bool = False) -> Iterator[Any]:
+    """What numpy finds in a file of its own, npy or npz; read inside, by one thread at a time.
+
+    Its headers are literals of Python, and Python 3.11 says "SystemError: AST constructor recursion depth mismatch"
+    where two threads parse at once: it counts the depth for all of them together (python/cpython issue 106905).
+
+    Args:
+        path: the file.
+        mapped: only what is looked at is read, for a header may state more than there is.
+
+    Raises:
+        OSError, NoFile: as :func:`open_file`.
+        ValueError, EOFError, SyntaxError, BadZipFile: it is no file of numpy, or holds pickled objects.
+    """
+    open_file(path).close()
+    with _parsing:
+        found = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+        with found if isinstance(found, np.lib.npyio.NpzFile) else contextlib.nullcontext():
+            yield found
 
 
 def read_json(path: str | Path) -> Any:

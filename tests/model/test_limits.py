@@ -1,5 +1,6 @@
 """Files of a few kilobytes that state, or unpack to, more than a machine holds; and what is no file."""
 
+import ast
 import bz2
 import gzip
 import io
@@ -9,6 +10,7 @@ import struct
 import tarfile
 import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
@@ -20,6 +22,7 @@ from micron_model.data import find_clips
 from micron_model.data.clips.faces import find_face
 from micron_model.data.clips.frames import FrameError, VideoClip, read_image
 from micron_model.data.clips.image_header import image_size
+from micron_model.data.clips.inputs import StoredValues
 from micron_model.data.databases.given_faces import read_boxes
 from micron_model.data.databases.sheets import read_tables
 from micron_model.data.shards.read import nearest_pair, read_shard
@@ -335,3 +338,22 @@ def test_a_csv_is_read_as_it_is(tmp_path):
         (tmp_path / "a.csv").write_bytes(content)
         with pytest.raises(ValueError, match=rf"a\.csv: {message}"):
             read_csv(tmp_path / "a.csv")
+
+
+def test_files_of_numpy_are_parsed_by_one_thread_at_a_time(tmp_path, monkeypatch):
+    """Python 3.11 raises SystemError, once in some thousands of files, where two threads parse at once."""
+    np.savez(tmp_path / "kept.npz", values=np.zeros(3))
+    parse, parsing, most = ast.literal_eval, [], []
+
+    def slow_parse(header):
+        parsing.append(header)
+        time.sleep(0.02)
+        most.append(len(parsing))
+        parsing.pop()
+        return parse(header)
+
+    monkeypatch.setattr(ast, "literal_eval", slow_parse)
+    with ThreadPoolExecutor(4) as pool:
+        read = list(pool.map(StoredValues([tmp_path / "kept.npz"]).__getitem__, [slice(None)] * 8))
+    assert len(read) == len(most) == 8
+    assert max(most) == 1

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...limits import numpy_file
+
 
 class UnusableClip(ValueError):
     """A clip of which a recognizer's input cannot be made; the message is the reason."""
@@ -88,7 +90,7 @@ class StoredValues:
 
 
 def _read(path: Path) -> np.ndarray:
-    with np.load(path, allow_pickle=False) as stored:
+    with numpy_file(path) as stored:
         return stored["values"]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...limits import open_file, read_csv
+from ...limits import numpy_file, read_csv
 from ..clips.faces import Box, square_about_nose
 from ..clips.inputs import UnusableClip
 from .expressions import Expression
@@ -88,8 +88,8 @@ def read_landmarks(path: Path) -> dict[str, np.ndarray]:
 
 def _landmarks_in(file: Path) -> np.ndarray:
     try:
-        with open_file(file):  # a pipe would be waited for
-            found = np.load(file, mmap_mode="r", allow_pickle=False)  # a header may state more than there is
+        with numpy_file(file, mapped=True) as found:
+            pass  # what is mapped stays so
     except (ValueError, OSError, EOFError, SyntaxError) as error:
         raise ValueError(f"{file}: holds no array of landmarks ({error})") from None
     if not isinstance(found, np.ndarray) or found.shape != (68, 2) or found.dtype.kind not in "iuf":
