@@ -23,10 +23,19 @@
 
 namespace micron::cuda {
 
-#ifndef MICRON_EMULATED
+#ifdef MICRON_EMULATED
+
+using emulator::ask_for_shared_memory;
+
+#else
 
 inline void check(cudaError_t error, const char* what) {
   STD_TORCH_CHECK(error == cudaSuccess, what, ": ", cudaGetErrorString(error));
+}
+
+inline void ask_for_shared_memory(const void* kernel, size_t bytes) {
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
+        "this GPU has too little shared memory");
 }
 
 // A function of torch's CUDA library. It is looked up where torch has loaded that: naming it would make this extension
@@ -69,14 +78,12 @@ class Device {
   template <class... Parameters, class... Arguments>
   void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared,
               const Arguments&... arguments) const {
-#ifdef MICRON_EMULATED
-    emulator::launch(grid, block, shared, [&] { kernel(arguments...); });
-#else
     constexpr size_t WITHOUT_ASKING = 48 * 1024, MOST_STATIC = 8 * 1024;  // a block's, of both kinds together
-    if (shared > WITHOUT_ASKING - MOST_STATIC) {
-      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
-            "this GPU has too little shared memory");
-    }
+    if (shared > WITHOUT_ASKING - MOST_STATIC) ask_for_shared_memory(reinterpret_cast<const void*>(kernel), shared);
+#ifdef MICRON_EMULATED
+    emulator::launch(grid, block, shared, MOST_STATIC, reinterpret_cast<const void*>(kernel),
+                     [&] { kernel(arguments...); });
+#else
     kernel<<<grid, block, shared, stream_>>>(arguments...);
     check(cudaGetLastError(), "launch");
 #endif

@@ -1,14 +1,13 @@
 """What the CUDA kernels do at sizes where they choose another path, in the emulator and on a GPU."""
 
-import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+import fresh
 from micron_kernels import diagonal_attention, mask_tokens, select_tokens, topk_mask
 from micron_kernels.info import OPERATORS
 from micron_kernels.testing import poisoned_memory
@@ -92,22 +91,36 @@ def test_the_emulator_shows_a_missing_proxy_fence(options, monkeypatch):
     assert not gradient().isfinite().all()
 
 
+ATTENTION = """
+import torch, conftest, micron_kernels as mk
+q, k, v = (torch.randn(1, 1, 70, 64).half().requires_grad_() for _ in range(3))
+out = mk.diagonal_attention(q, k, v, rows=torch.arange(70)[None], impl="emulated")
+out.float().sum().backward()
+"""
+SELECTION = """
+import torch, conftest, micron_kernels as mk
+mk.topk_mask(torch.randn(1, 12000), 5, impl="emulated")
+"""
+
+
 @pytest.mark.skipif(
     "emulated" not in OPERATORS["diagonal_attention"].IMPLEMENTATIONS,
     reason="the CUDA kernels cannot be emulated here",
 )
-def test_the_emulator_shows_registers_that_nobody_gave_up():
-    """The pass kernel's products take more than the block was launched with. The emulator ends the process."""
-    code = (
-        "import torch, conftest, micron_kernels as mk\n"
-        "q, k, v = (torch.randn(1, 1, 70, 64).half().requires_grad_() for _ in range(3))\n"
-        "out = mk.diagonal_attention(q, k, v, rows=torch.arange(70)[None], impl='emulated')\n"
-        "out.float().sum().backward()"
+@pytest.mark.parametrize(
+    ("fault", "code", "found"),
+    [
+        # The pass kernel's products take more registers than the block was launched with.
+        ("registers_down", ATTENTION, "deadlock"),
+        ("alignment", ATTENTION, "data must be aligned to 16 bytes"),
+        # The keys alone would fit into 48 KB, beside the 788 bytes that the kernel has anyway they do not.
+        ("opt_in", SELECTION, "more than 48 KB of shared memory"),
+    ],
+)
+def test_the_emulator_ends_the_process_of_a_planted_fault(fault, code, found):
+    paths = [str(Path(__file__).parent), *sys.path]
+    ended = fresh.run(
+        f"import sys; sys.path[:0] = {paths}" + code, environment={"MICRON_EMULATOR_WITHOUT": fault}
     )
-    environment = os.environ | {
-        "MICRON_EMULATOR_WITHOUT": "registers_down",
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
-    }
-    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    assert ended.returncode == -signal.SIGABRT, ended.stderr
-    assert "deadlock" in ended.stderr
+    assert ended.status == -signal.SIGABRT, ended.output
+    assert found in ended.output

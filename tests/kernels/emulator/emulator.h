@@ -39,6 +39,13 @@ namespace emulator {
   std::abort();
 }
 
+// MICRON_EMULATOR_WITHOUT plants a fault: proxy_fence and registers_down leave out that instruction, opt_in the call
+// that asks for more shared memory, alignment is what the data of a tensor map then lacks.
+inline bool is_planted(const char* fault) {
+  const char* without = std::getenv("MICRON_EMULATOR_WITHOUT");
+  return without != nullptr && std::strcmp(without, fault) == 0;
+}
+
 // Released when as many threads have arrived as it waits for.
 struct Barrier {
   int arrived = 0;
@@ -158,7 +165,21 @@ inline void run_block(bool reversed) {
   }
 }
 
-inline void launch(dim3 size, dim3 block, size_t shared_bytes, const std::function<void()>& kernel) {
+// What cudaFuncSetAttribute does for cudaFuncAttributeMaxDynamicSharedMemorySize.
+inline std::map<const void*, size_t>& asked_for() {
+  static std::map<const void*, size_t> bytes;
+  return bytes;
+}
+inline void ask_for_shared_memory(const void* kernel, size_t bytes) {
+  if (!is_planted("opt_in")) asked_for()[kernel] = bytes;
+}
+
+// `most_static` is what a kernel may have of shared memory beside `shared_bytes`; test_cuda_compiles.py holds them to it.
+inline void launch(dim3 size, dim3 block, size_t shared_bytes, size_t most_static, const void* function,
+                   const std::function<void()>& kernel) {
+  if (shared_bytes + most_static > 48 * 1024 && asked_for()[function] < shared_bytes) {
+    fail("more than 48 KB of shared memory, and it was not asked for");
+  }
   if (block.x * block.y * block.z > 1024) fail("more than 1024 threads a block");
   if (size.x == 0 || size.y == 0 || size.z == 0 || size.y > 65535 || size.z > 65535) fail("invalid grid");
   if (shared_bytes > 227 * 1024) fail("more than 227 KB of shared memory");

@@ -16,6 +16,7 @@ struct alignas(64) TensorMap {
 };
 
 inline TensorMap tensor_map(const void* data, const int64_t (&sizes)[4], const int64_t (&strides)[4], int box_rows) {
+  if (emulator::is_planted("alignment")) data = static_cast<const uint16_t*>(data) + 1;
   TensorMap map{static_cast<const uint16_t*>(data), {}, {}, box_rows};
   if (reinterpret_cast<uintptr_t>(data) % 16 != 0) emulator::fail("tensor map: data must be aligned to 16 bytes");
   for (int i = 0; i < 4; ++i) {
@@ -26,12 +27,6 @@ inline TensorMap tensor_map(const void* data, const int64_t (&sizes)[4], const i
 }
 
 inline unsigned char* shared_memory() { return emulator::grid().shared; }
-
-// MICRON_EMULATOR_WITHOUT=proxy_fence or registers_down plants the fault that this instruction is left out.
-inline bool is_planted(const char* fault) {
-  const char* without = std::getenv("MICRON_EMULATOR_WITHOUT");
-  return without != nullptr && std::strcmp(without, fault) == 0;
-}
 
 // Shared memory as wgmma sees it: what ordinary stores write there comes in with the next proxy fence, of any thread.
 // A kernel without one multiplies NaN.
@@ -51,7 +46,7 @@ inline AsyncView& async_view() {
   return view;
 }
 inline void async_proxy_fence() {
-  if (!is_planted("proxy_fence")) async_view().fenced = true;
+  if (!emulator::is_planted("proxy_fence")) async_view().fenced = true;
 }
 inline uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(static_cast<const unsigned char*>(p) - shared_memory());
@@ -162,7 +157,7 @@ void registers_down() {
   static_assert(COUNT % 8 == 0 && COUNT >= 24 && COUNT <= 256);
   int& mine = emulator::current().registers;
   if (COUNT > mine) emulator::fail("setmaxnreg.dec: to more registers than the thread has");
-  if (is_planted("registers_down")) return;
+  if (emulator::is_planted("registers_down")) return;
   emulator::grid().free_registers += mine - COUNT;
   mine = COUNT;
 }
