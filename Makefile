@@ -11,7 +11,9 @@ DEMO   := $(VENV)/.installed-for-demo
 install: $(STAMP)
 
 # torch first and pinned: nothing that depends on it may then choose another build. Of torch's ten thousand files a
-# process imports a tenth, and Python compiles those when it first does: --no-compile.
+# process imports a tenth, and Python compiles those when it first does: --no-compile. It must then keep what it
+# compiled: with PYTHONDONTWRITEBYTECODE, which many containers set, every process would take seconds to do it again.
+unexport PYTHONDONTWRITEBYTECODE
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 define INSTALL
 	$(PYTHON) -m venv $(VENV)

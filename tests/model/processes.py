@@ -24,6 +24,7 @@ CONTEXT.set_forkserver_preload(
         "micron_model.training",
         "micron_model.evaluation",
         "micron_model.prediction",
+        "torch._dynamo",  # the first optimizer imports it
     ]
 )
 
