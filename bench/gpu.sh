@@ -44,13 +44,15 @@ build() {
     return $status
 }
 
-# A process for each operator and implementation: one that breaks the CUDA context loses no other's tests.
+# A process for each file of an operator and implementation: one that breaks the CUDA context loses no other's tests.
 tests() {
-    local jobs=() work status=0 impl op
+    local jobs=() work status=0 impl op file LC_ALL=C
     work=$(mktemp -d)
     for op in $operators; do
         for impl in ${IMPLEMENTATIONS:-triton native reference}; do
-            jobs+=("tests/kernels/test_$op.py $impl-cuda")
+            for file in tests/kernels/test_"$op"*.py; do
+                jobs+=("$file $impl-cuda")
+            done
         done
     done
     # Triton compiles for every width, which takes a second each: half of its longest file beside the other half.

@@ -16,6 +16,7 @@ LONG = (
     "test_frame_difference.py",
     "test_examples.py",
     "test_poi_topk.py",
+    "test_diagonal_attention_in_torch.py",
     "test_setup.py",
     "test_compilers.py",
 )
