@@ -164,10 +164,13 @@ class ProgressBar(Progress):
                     self._say(task)
 
     def _unfinished(self) -> str | None:
-        """The line of the first task that is not finished."""
+        """The line of the first task that is not finished, for the pulse to say."""
         with self._lock:
-            tasks = [task for task in self.tasks if task.total is None or task.completed < task.total]
-            return self._line(tasks[0]) if tasks else None
+            for task in self.tasks:
+                if task.total is None or task.completed < task.total:
+                    self._said[task.id] = time.monotonic(), task.completed
+                    return self._line(task)
+        return None
 
     def _say(self, task: Task) -> None:
         self._said[task.id] = time.monotonic(), task.completed

@@ -46,6 +46,21 @@ def test_time_to_go_grows_while_a_slow_step_is_waited_for(clock):
         assert progress._unfinished() == "folds 2/18, 150 s, about 1200 s to go"
 
 
+def test_what_the_pulse_has_just_said_is_not_said_again(clock):
+    console = Console(file=io.StringIO())
+    with ProgressBar(console=console) as progress:
+        task = progress.add_task("steps", total=24)
+        progress.update(task, advance=1)
+        clock[0] += module.EVERY
+        assert progress._unfinished().startswith("steps 1/24")
+        clock[0] += 0.1
+        progress.update(task, advance=1)
+        assert console.file.getvalue() == ""
+        clock[0] += module.EVERY
+        progress.update(task, advance=1)
+        assert console.file.getvalue().startswith("steps 3/24")
+
+
 def test_the_lines_of_a_day_are_hundreds(clock):
     assert 100 < len(lines_of(8640, clock, 10.0)) < 1000
 
