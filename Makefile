@@ -19,7 +19,7 @@ define INSTALL
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) pip setuptools ninja pybind11 torch numpy
 	$(MAKE) --no-print-directory --jobs=2 kernels dependencies
-	$(PIP) --no-build-isolation -e
+	PYTHONWARNINGS="ignore:Editable installation" $(PIP) --no-build-isolation -e
 endef
 # Beside each other: compilers work while pip installs what else is needed. What cannot be compiled is told in the last
 # step, which finds what could. Without MAKEFLAGS, or ninja would keep to two jobs as well.
