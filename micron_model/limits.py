@@ -10,7 +10,7 @@ import os
 import stat
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,6 +23,8 @@ _MOST_JSON = 2**26
 #: Of a spreadsheet. The largest database lists a few thousand expressions in a dozen columns.
 _MOST_CELLS, _MOST_UNPACKED = 2**18, 2**26
 _BLOCK = 2**20
+#: Headers of numpy are literals of Python, and Python 3.11 says "SystemError: AST constructor recursion depth mismatch"
+#: where two threads parse at once: it counts the depth for all of them together (python/cpython issue 106905).
 _parsing = threading.Lock()
 
 
@@ -136,26 +138,35 @@ def read_file(path: str | Path, most: int | None = None) -> bytes:
     return b"".join(blocks)
 
 
-@contextlib.contextmanager
-def numpy_file(path: str | Path, *, mapped: bool = False) -> Iterator[Any]:
-    """What numpy finds in a file of its own, npy or npz; read inside, by one thread at a time.
-
-    Its headers are literals of Python, and Python 3.11 says "SystemError: AST constructor recursion depth mismatch"
-    where two threads parse at once: it counts the depth for all of them together (python/cpython issue 106905).
-
-    Args:
-        path: the file.
-        mapped: only what is looked at is read, for a header may state more than there is.
+def read_npy(path: str | Path) -> np.ndarray:
+    """The array in a file of numpy, mapped: what is not looked at is not read, whatever size the header states.
 
     Raises:
         OSError, NoFile: as :func:`open_file`.
-        ValueError, EOFError, SyntaxError, BadZipFile: it is no file of numpy, or holds pickled objects.
+        ValueError: it is none, is damaged, or holds objects, which are not unpickled.
     """
     open_file(path).close()
-    with _parsing:
-        found = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
-        with found if isinstance(found, np.lib.npyio.NpzFile) else contextlib.nullcontext():
-            yield found
+    try:
+        with _parsing:
+            found = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # of Python's tokenizer and parser, which read the header, and of what uses it
+        raise ValueError(f"{path}: holds no array of numpy ({error})") from None
+    if not isinstance(found, np.ndarray):
+        found.close()
+        raise ValueError(f"{path}: holds no array of numpy, but a zip")
+    return found
+
+
+@contextlib.contextmanager
+def npz_file(path: str | Path) -> Iterator[Mapping[str, np.ndarray]]:
+    """The arrays of a zip of numpy, which are read inside; one thread at a time.
+
+    Raises, as what is inside does, OSError and NoFile, and of a damaged one whatever zip and numpy raise.
+    """
+    with open_file(path) as file, _parsing, np.load(file, allow_pickle=False) as arrays:
+        yield arrays
 
 
 def read_json(path: str | Path) -> Any:

@@ -19,7 +19,7 @@ from rich.console import Console
 from torch import Tensor
 
 from ..data.clips.inputs import ClipInput, StoredValues, Values
-from ..limits import check_shared_memory, numpy_file, read_file, read_json
+from ..limits import check_shared_memory, read_file, read_json, read_npy
 from ..plain_text import say
 from ..progress import ProgressBar
 from ..recognizers.base import Examples, Recipe, Start, name_of, recipe_class
@@ -358,10 +358,8 @@ def _cached_features(
 def features_in(out: Path, kind: str = MODEL) -> np.ndarray | None:
     """The features (n, F) that an evaluation left in its folder, where embedding is the same in every fold."""
     path = _features_path(out, kind)
-    with (
-        contextlib.suppress(OSError, ValueError, EOFError, SyntaxError),
-        numpy_file(path, mapped=True) as found,
-    ):
+    with contextlib.suppress(OSError, ValueError):
+        found = read_npy(path)
         if found.ndim == 2 and found.dtype == np.float32:
             return np.array(found)
     return None

@@ -26,8 +26,9 @@ import torch
 
 from micron_model import MicronBERT, load_official, preset
 from micron_model.data.clips.frames import read_image
-from micron_model.data.databases.given_faces import read_boxes
+from micron_model.data.databases.given_faces import read_boxes, read_landmarks
 from micron_model.data.databases.listed import usual_columns
+from micron_model.data.databases.prepared import Kept, _load, _store
 from micron_model.data.databases.sheets import read_sheet
 from micron_model.data.shards.read import read_shard
 from micron_model.evaluation.predictions import read_predictions
@@ -153,6 +154,8 @@ smic,smic/1,s1_ne_01,a,b,-0.5,1.5,smic/1,0,last
 smic,smic/2,s2_ne_01,a,a,2.5,1.5,smic/2,0,last
 """
 _BOXES = b"clip,x,y,width,height\ns1,1,2,30,40\ns2,1.5,2,3e1,40\n"
+_LANDMARKS = ",".join(["clip", *(f"{axis}{i}" for i in range(1, 69) for axis in "xy")]).encode()
+_LANDMARKS += b"\ns1/EP01" + b",1.5,2e1" * 68 + b"\n"
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +187,9 @@ def kinds(tmp_path_factory) -> dict[str, Kind]:
         "list": [1, (2.5, None)],
     }
     images = [np.random.default_rng(0).integers(0, 255, (9, 7, c), np.uint8) for c in (1, 3)]
+    _store(folder / "kept.npz", Kept(images[0][None], 3, True, ""))
+    landmarks = io.BytesIO()
+    np.save(landmarks, np.zeros((68, 2)))
     encoded = [
         cv2.imencode(s, i)[1].tobytes() for s in (".jpg", ".png", ".bmp", ".tif", ".webp") for i in images
     ]
@@ -200,6 +206,9 @@ def kinds(tmp_path_factory) -> dict[str, Kind]:
         "image": Kind(".png", encoded, read_image),
         "csv of predictions": Kind(".csv", [_PREDICTIONS], read_predictions),
         "csv of boxes": Kind(".csv", [_BOXES], read_boxes),
+        "csv of landmarks": Kind(".csv", [_LANDMARKS], read_landmarks),
+        "landmarks": Kind(".npy", [landmarks.getvalue()], lambda p: read_landmarks(p.parent)),
+        "prepared clip": Kind(".npz", [(folder / "kept.npz").read_bytes()], _load),
         "xlsx": Kind(
             ".xlsx", [_sheet()], lambda p: read_sheet(p, usual_columns("Onset", "Apex", "Offset", "Emotion"))
         ),
@@ -207,7 +216,7 @@ def kinds(tmp_path_factory) -> dict[str, Kind]:
 
 
 KINDS = ["checkpoint", "official checkpoint", "safetensors", "settings", "tar", "image", "csv of predictions",
-         "csv of boxes", "xlsx"]  # fmt: skip
+         "csv of boxes", "csv of landmarks", "landmarks", "prepared clip", "xlsx"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -237,4 +246,5 @@ def test_damaged_files_are_read_or_end_in_a_line_with_their_path(name, kinds, tm
         tried += 1
     print(f"{name}: {tried} inputs, {refused} refused")
     assert tried > 5
-    assert refused or name == "tar"  # what is wrong with a shard is listed, not raised
+    # What is wrong with a shard is listed, not raised; a prepared clip is prepared again.
+    assert refused or name in ("tar", "prepared clip")

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...limits import numpy_file
+from ...limits import npz_file
 
 
 class UnusableClip(ValueError):
@@ -90,7 +90,7 @@ class StoredValues:
 
 
 def _read(path: Path) -> np.ndarray:
-    with numpy_file(path) as stored:
+    with npz_file(path) as stored:
         return stored["values"]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...limits import numpy_file, read_csv
+from ...limits import read_csv, read_npy
 from ..clips.faces import Box, square_about_nose
 from ..clips.inputs import UnusableClip
 from .expressions import Expression
@@ -88,13 +88,13 @@ def read_landmarks(path: Path) -> dict[str, np.ndarray]:
 
 def _landmarks_in(file: Path) -> np.ndarray:
     try:
-        with numpy_file(file, mapped=True) as found:
-            pass  # what is mapped stays so
-    except (ValueError, OSError, EOFError, SyntaxError) as error:
-        raise ValueError(f"{file}: holds no array of landmarks ({error})") from None
-    if not isinstance(found, np.ndarray) or found.shape != (68, 2) or found.dtype.kind not in "iuf":
-        what = f"{found.dtype} {found.shape}" if isinstance(found, np.ndarray) else type(found).__name__
-        raise ValueError(f"{file}: holds {what}; 68 landmarks are numbers of shape (68, 2)")
+        found = read_npy(file)
+    except OSError as error:
+        raise ValueError(f"{file}: cannot be read ({error})") from None
+    if found.shape != (68, 2) or found.dtype.kind not in "iuf":
+        raise ValueError(
+            f"{file}: holds {found.dtype} {found.shape}; 68 landmarks are numbers of shape (68, 2)"
+        )
     return found.astype(np.float64)
 
 

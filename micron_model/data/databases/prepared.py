@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from ...faults import raise_if_of_the_machine
-from ...limits import numpy_file, open_file
+from ...limits import npz_file, open_file
 from ...whole_file import whole_file
 from ..clips.faces import Box, cut, find_face, spot_apex
 from ..clips.frames import VIDEO_SUFFIXES, VideoClip
@@ -183,9 +183,9 @@ def _load(path: Path) -> Kept | None:
             # numpy's savez does not compress; what unpacks to more than is there was made to.
             if sum(member.file_size for member in members.infolist()) > os.fstat(file.fileno()).st_size:
                 return None
-        with numpy_file(path) as stored:
+        with npz_file(path) as stored:
             return Kept(stored["values"], int(stored["apex"]), bool(stored["found"]), str(stored["left"]))
-    except (OSError, ValueError, TypeError, KeyError, EOFError, MemoryError, SyntaxError, zipfile.BadZipFile):
+    except Exception:  # whatever zip and numpy raise of what is missing or damaged: it is made anew
         return None
 
 
