@@ -53,16 +53,21 @@ def _fit(points: np.ndarray, tracked: np.ndarray, start: np.ndarray) -> tuple[np
     """The similarity (2, 3) that most tracks agree with, and their share; None if no four do."""
     z, target = points @ (1, 1j), tracked @ (1, 1j)  # of complex numbers a similarity is a·z + b
     a, b = complex(start[0, 0], start[1, 0]), complex(start[0, 2], start[1, 2])
+    halves = [(len(z) - 1) // 2, len(z) // 2]
     for _ in range(_FITS):
         distance = np.abs(a * z + b - target)
-        scale = max(_SCALE * float(np.median(distance)), _LEAST_SCALE)
-        weight = np.clip(1 - (distance / scale) ** 2, 0, None) ** 2
+        median = np.partition(distance, halves)[
+            halves
+        ].mean()  # np.median takes as long as all the rest of it
+        scale = max(_SCALE * float(median), _LEAST_SCALE)
+        weight = np.maximum(1 - (distance / scale) ** 2, 0) ** 2
         total = weight.sum()
-        if (weight > 0).sum() < 4:
+        if np.count_nonzero(weight) < 4:
             return None
-        middle, target_middle = (weight * z).sum() / total, (weight * target).sum() / total
+        middle, target_middle = weight @ z / total, weight @ target / total
         offset = z - middle
-        a = (weight * offset.conj() * (target - target_middle)).sum() / (weight * np.abs(offset) ** 2).sum()
+        weighted = weight * offset.conj()
+        a = weighted @ (target - target_middle) / (weighted @ offset).real
         b = target_middle - a * middle
     share = float((np.abs(a * z + b - target) < _AGREES).mean())
     return np.array([[a.real, -a.imag, b.real], [a.imag, a.real, b.imag]]), share
