@@ -161,9 +161,9 @@ def read_npy(path: str | Path) -> np.ndarray:
 
 @contextlib.contextmanager
 def npz_file(path: str | Path) -> Iterator[Mapping[str, np.ndarray]]:
-    """The arrays of a zip of numpy, which are read inside; one thread at a time.
+    """The arrays of a zip of numpy, each read when it is looked up, inside; by one thread at a time.
 
-    Raises, as what is inside does, OSError and NoFile, and of a damaged one whatever zip and numpy raise.
+    Raises OSError and NoFile as :func:`open_file`; of a damaged file, there and inside, whatever zip and numpy raise.
     """
     with open_file(path) as file, _parsing, np.load(file, allow_pickle=False) as arrays:
         yield arrays

@@ -56,10 +56,8 @@ def _fit(points: np.ndarray, tracked: np.ndarray, start: np.ndarray) -> tuple[np
     halves = [(len(z) - 1) // 2, len(z) // 2]
     for _ in range(_FITS):
         distance = np.abs(a * z + b - target)
-        median = np.partition(distance, halves)[
-            halves
-        ].mean()  # np.median takes as long as all the rest of it
-        scale = max(_SCALE * float(median), _LEAST_SCALE)
+        # The median; np.median takes as long as all the rest of a fit.
+        scale = max(_SCALE * float(np.partition(distance, halves)[halves].mean()), _LEAST_SCALE)
         weight = np.maximum(1 - (distance / scale) ** 2, 0) ** 2
         total = weight.sum()
         if np.count_nonzero(weight) < 4:
