@@ -6,6 +6,7 @@ errors grow as training goes on, in all of them alike, so one curve is no more t
 
 import copy
 import functools
+import os
 
 import pytest
 import torch
@@ -88,6 +89,10 @@ def test_native_operators_give_the_curve_of_the_reference(expected):
     check("native", curve(), expected)
 
 
+@pytest.mark.skipif(
+    os.environ.get("ATEN_CPU_CAPABILITY") == "default",
+    reason="torch's Inductor then writes vectors and leaves out the headers that declare them",
+)
 def test_compilation_gives_the_same_curve(expected):
     check("compiled", curve(compiled=True), expected)
 
