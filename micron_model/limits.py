@@ -10,7 +10,7 @@ import os
 import stat
 import threading
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -138,6 +138,18 @@ def read_file(path: str | Path, most: int | None = None) -> bytes:
     return b"".join(blocks)
 
 
+@contextlib.contextmanager
+def _numpy_reads(path: str | Path) -> Iterator[None]:
+    """In one thread at a time; ValueError for whatever zip, Python's tokenizer and parser and numpy raise."""
+    with _parsing:
+        try:
+            yield
+        except (OSError, MemoryError, TooLarge):
+            raise
+        except Exception as error:
+            raise ValueError(f"{path}: holds nothing that numpy can read ({error})") from None
+
+
 def read_npy(path: str | Path) -> np.ndarray:
     """The array in a file of numpy, mapped: what is not looked at is not read, whatever size the header states.
 
@@ -146,27 +158,34 @@ def read_npy(path: str | Path) -> np.ndarray:
         ValueError: it is none, is damaged, or holds objects, which are not unpickled.
     """
     open_file(path).close()
-    try:
-        with _parsing:
-            found = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, MemoryError):
-        raise
-    except Exception as error:  # of Python's tokenizer and parser, which read the header, and of what uses it
-        raise ValueError(f"{path}: holds no array of numpy ({error})") from None
+    with _numpy_reads(path):
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
     if not isinstance(found, np.ndarray):
         found.close()
-        raise ValueError(f"{path}: holds no array of numpy, but a zip")
+        raise ValueError(f"{path}: holds a zip of arrays, not one")
     return found
 
 
-@contextlib.contextmanager
-def npz_file(path: str | Path) -> Iterator[Mapping[str, np.ndarray]]:
-    """The arrays of a zip of numpy, each read when it is looked up, inside; by one thread at a time.
+def read_npz(path: str | Path) -> dict[str, np.ndarray]:
+    """The arrays of a file that numpy's ``savez`` wrote, by name.
 
-    Raises OSError and NoFile as :func:`open_file`; of a damaged file, there and inside, whatever zip and numpy raise.
+    Raises:
+        OSError, NoFile: as :func:`open_file`.
+        TooLarge: it unpacks to more than it is; ``savez`` does not compress.
+        ValueError: it is none, is damaged, or holds objects, which are not unpickled.
+        MemoryError: an array states more than the machine holds.
     """
-    with open_file(path) as file, _parsing, np.load(file, allow_pickle=False) as arrays:
-        yield arrays
+    with open_file(path) as file, _numpy_reads(path):
+        with zipfile.ZipFile(file) as members:
+            total = sum(member.file_size for member in members.infolist())
+        if total > os.fstat(file.fileno()).st_size:
+            raise TooLarge(f"{path}: unpacks to {total} bytes, more than it has")
+        file.seek(0)
+        with np.load(file, allow_pickle=False) as arrays:
+            found = dict(arrays)
+        if others := [name for name, x in found.items() if not isinstance(x, np.ndarray)]:
+            raise ValueError(f"{others[0]!r} is no array")
+    return found
 
 
 def read_json(path: str | Path) -> Any:

@@ -121,7 +121,7 @@ def test_landmarks_that_are_none_are_refused_and_nothing_is_unpickled(tmp_path):
     ):
         read_landmarks(tmp_path)
     np.save(tmp_path / "a.npy", np.array([{}]), allow_pickle=True)
-    with pytest.raises(ValueError, match="holds no array of numpy"):
+    with pytest.raises(ValueError, match="holds nothing that numpy can read"):
         read_landmarks(tmp_path)
     (tmp_path / "b.csv").write_text("clip,x1\n")
     with pytest.raises(ValueError, match="lacks the columns y1, x2, y2, x3"):

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...limits import npz_file
+from ...limits import read_npz
 
 
 class UnusableClip(ValueError):
@@ -90,8 +90,7 @@ class StoredValues:
 
 
 def _read(path: Path) -> np.ndarray:
-    with npz_file(path) as stored:
-        return stored["values"]
+    return read_npz(path)["values"]
 
 
 #: What is kept of clips (n, …): in memory, or on the disk. Indexed by a list of positions or a slice.

@@ -6,7 +6,6 @@ import functools
 import hashlib
 import json
 import os
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 
 from ...faults import raise_if_of_the_machine
-from ...limits import npz_file, open_file
+from ...limits import read_npz
 from ...whole_file import whole_file
 from ..clips.faces import Box, cut, find_face, spot_apex
 from ..clips.frames import VIDEO_SUFFIXES, VideoClip
@@ -28,7 +27,7 @@ from .expressions import Expression
 from .given_faces import Given, GivenFaces
 
 #: Of what is kept; another number makes earlier caches unread.
-_FORMAT = 4
+_FORMAT = 5
 #: Side in pixels at which an apex is looked for, where the input has none of its own.
 _SPOTTED = 96
 #: Bytes up to which what is kept of all clips stays in memory.
@@ -179,19 +178,18 @@ def _key(expression: Expression, clip_input: ClipInput, config: FaceConfig, give
 
 def _load(path: Path) -> Kept | None:
     try:
-        with open_file(path) as file, zipfile.ZipFile(file) as members:
-            # numpy's savez does not compress; what unpacks to more than is there was made to.
-            if sum(member.file_size for member in members.infolist()) > os.fstat(file.fileno()).st_size:
-                return None
-        with npz_file(path) as stored:
-            return Kept(stored["values"], int(stored["apex"]), bool(stored["found"]), str(stored["left"]))
-    except Exception:  # whatever zip and numpy raise of what is missing or damaged: it is made anew
+        stored = read_npz(path)
+        # As bytes: numpy's own text can be damaged so that Python raises SystemError.
+        left = stored["left"].tobytes().decode(errors="surrogateescape")
+        return Kept(stored["values"], int(stored["apex"]), bool(stored["found"]), left)
+    except (OSError, ValueError, TypeError, KeyError, MemoryError):  # missing or damaged: it is made anew
         return None
 
 
 def _store(path: Path, kept: Kept) -> None:
+    left = np.frombuffer(kept.left.encode(errors="surrogateescape"), np.uint8)
     with whole_file(path) as file:
-        np.savez(file, values=kept.values, apex=kept.apex, found=kept.found, left=kept.left)
+        np.savez(file, values=kept.values, apex=kept.apex, found=kept.found, left=left)
 
 
 @dataclass(frozen=True)
