@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from micron_kernels._implementation import why_not
 from micron_kernels.testing import assert_within_rounding, poisoned_memory
@@ -88,6 +89,18 @@ def _promote(x: Any) -> Any:
 def _floating_outputs(result: Any) -> list[Tensor]:
     outputs = result if isinstance(result, (tuple, list)) else (result,)
     return [x for x in outputs if x.is_floating_point()]
+
+
+class LargestTensor(TorchDispatchMode):
+    """Inside, ``elements`` is the size of the largest tensor that an operator has returned."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for x in result if isinstance(result, (tuple, list)) else (result,):
+            self.elements = max(self.elements, x.numel() if isinstance(x, Tensor) else 0)
+        return result
 
 
 def run(

@@ -240,15 +240,6 @@ def test_a_constant_may_be_mapped_too():
 def test_a_hessian_in_blocks_of_rows_holds_no_matrix_of_scores(monkeypatch):
     reference = OPERATORS["diagonal_attention"].reference
     q, k, v = (torch.randn(1, 1, 60, 4, dtype=torch.float64) for _ in range(3))
-    largest = 0
-
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            nonlocal largest
-            result = func(*args, **(kwargs or {}))
-            for x in result if isinstance(result, (tuple, list)) else (result,):
-                largest = max(largest, x.numel() if isinstance(x, torch.Tensor) else 0)
-            return result
 
     def second():
         leaf = q.detach().requires_grad_()
@@ -258,9 +249,9 @@ def test_a_hessian_in_blocks_of_rows_holds_no_matrix_of_scores(monkeypatch):
 
     whole = second()
     monkeypatch.setattr(reference, "BLOCK_ELEMENTS", 4 * 60)
-    with Watch():
+    with harness.LargestTensor() as made:
         result = second()
-    assert largest <= 4 * 60
+    assert 0 < made.elements <= 4 * 60
     assert_same(result, whole)
 
 

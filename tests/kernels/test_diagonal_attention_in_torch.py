@@ -48,22 +48,12 @@ def test_nothing_is_written_outside_the_outputs(target):
 
 def test_no_matrix_of_scores_is_stored(monkeypatch):
     monkeypatch.setattr(reference, "BLOCK_ELEMENTS", 4 * 300)
-    largest = 0
-
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            nonlocal largest
-            result = func(*args, **(kwargs or {}))
-            for x in result if isinstance(result, (tuple, list)) else (result,):
-                largest = max(largest, x.numel() if isinstance(x, torch.Tensor) else 0)
-            return result
-
     inputs = Inputs(scale=0.5, **make((1, 1, 300, 4), 4))
     whole = reference.forward(inputs, keep=False)
-    with Watch():
+    with harness.LargestTensor() as made:
         out, saved = reference.forward(inputs, keep=keeps_exponentials(inputs.query, None, "reference"))
         reference.backward(out, saved.weights, inputs, saved, Wanted())
-    assert largest <= 4 * 300
+    assert 0 < made.elements <= 4 * 300
     assert torch.equal(out, whole[0])
 
 
