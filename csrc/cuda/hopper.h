@@ -125,29 +125,39 @@ __device__ inline void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
 }
 
-// All products; `sums` are theirs, and no use of them can be moved above.
-template <int COUNT>
+// The same; `sums` are of the products that are done, and no use of them can be moved above.
+template <int PENDING, int COUNT>
 __device__ inline void wgmma_wait(float (&sums)[COUNT]);
 
 // sums += A B over 16 columns of A: A is 64 x 16 and B 16 x N, both from shared memory. B_ROWS: B lies in memory in
-// rows along N (otherwise along the 16). Each N has the operands of its own sums in the text of the instruction.
-template <class T, int N, bool B_ROWS>
+// rows along N (otherwise along the 16). FROM_ZERO: sums = A B; to the compiler they are another variable then, which
+// it need not bring to the registers of the last one. Each N has the operands of its own sums in the text.
+template <class T, int N, bool B_ROWS, bool FROM_ZERO = false>
 struct Wgmma;
 
-#define MICRON_R4(i) "+f"(d[i]), "+f"(d[(i) + 1]), "+f"(d[(i) + 2]), "+f"(d[(i) + 3])
-#define MICRON_R16(i) MICRON_R4(i), MICRON_R4((i) + 4), MICRON_R4((i) + 8), MICRON_R4((i) + 12)
-#define MICRON_R32(i) MICRON_R16(i), MICRON_R16((i) + 16)
-#define MICRON_R64(i) MICRON_R32(i), MICRON_R32((i) + 32)
-#define MICRON_R128(i) MICRON_R64(i), MICRON_R64((i) + 64)
-#define MICRON_WAIT(SUMS)                                                                     \
-  template <>                                                                                 \
-  __device__ inline void wgmma_wait<SUMS>(float (&d)[SUMS]) {                                 \
-    asm volatile("wgmma.wait_group.sync.aligned 0;" : MICRON_R##SUMS(0)::"memory");           \
-  }
+#define MICRON_R4(how, i) how(d[i]), how(d[(i) + 1]), how(d[(i) + 2]), how(d[(i) + 3])
+#define MICRON_R16(how, i) \
+  MICRON_R4(how, i), MICRON_R4(how, (i) + 4), MICRON_R4(how, (i) + 8), MICRON_R4(how, (i) + 12)
+#define MICRON_R32(how, i) MICRON_R16(how, i), MICRON_R16(how, (i) + 16)
+#define MICRON_R64(how, i) MICRON_R32(how, i), MICRON_R32(how, (i) + 32)
+#define MICRON_R128(how, i) MICRON_R64(how, i), MICRON_R64(how, (i) + 64)
+template <int PENDING, int COUNT>
+struct WgmmaWait;
+#define MICRON_WAIT(SUMS)                                                                                              \
+  template <int PENDING>                                                                                               \
+  struct WgmmaWait<PENDING, SUMS> {                                                                                    \
+    __device__ static void run(float (&d)[SUMS]) {                                                                     \
+      asm volatile("wgmma.wait_group.sync.aligned %" #SUMS ";" : MICRON_R##SUMS("+f", 0) : "n"(PENDING) : "memory");   \
+    }                                                                                                                  \
+  };
 MICRON_WAIT(16)
 MICRON_WAIT(32)
 MICRON_WAIT(64)
 MICRON_WAIT(128)
+template <int PENDING, int COUNT>
+__device__ inline void wgmma_wait(float (&sums)[COUNT]) {
+  WgmmaWait<PENDING, COUNT>::run(sums);
+}
 #define MICRON_T16 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15"
 #define MICRON_T32 MICRON_T16 ",%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
 #define MICRON_T64                                                                        \
@@ -157,21 +167,24 @@ MICRON_WAIT(128)
   MICRON_T64 ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,%87," \
              "%88,%89,%90,%91,%92,%93,%94,%95,%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109," \
              "%110,%111,%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
-#define MICRON_WGMMA(T, TYPE, N, SUMS, A, B, ROWS)                                                              \
-  template <bool B_ROWS>                                                                                        \
-  struct Wgmma<T, N, B_ROWS> {                                                                                  \
-    __device__ static void run(float (&d)[SUMS], uint64_t a, uint64_t b) {                                      \
-      asm volatile("wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE "." TYPE " {" MICRON_T##SUMS "}, %" #A \
-                   ", %" #B ", 1, 1, 1, 0, %" #ROWS ";"                                                         \
-                   : MICRON_R##SUMS(0)                                                                          \
-                   : "l"(a), "l"(b), "n"(B_ROWS ? 1 : 0));                                                      \
-    }                                                                                                           \
+#define MICRON_WGMMA(T, TYPE, N, SUMS, A, B, ROWS, FROM_ZERO, HOW, ADDS)                                              \
+  template <bool B_ROWS>                                                                                              \
+  struct Wgmma<T, N, B_ROWS, FROM_ZERO> {                                                                             \
+    __device__ static void run(float (&d)[SUMS], uint64_t a, uint64_t b) {                                            \
+      asm volatile("wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE "." TYPE " {" MICRON_T##SUMS "}, %" #A      \
+                   ", %" #B ", " #ADDS ", 1, 1, 0, %" #ROWS ";"                                                       \
+                   : MICRON_R##SUMS(HOW, 0)                                                                           \
+                   : "l"(a), "l"(b), "n"(B_ROWS ? 1 : 0));                                                            \
+    }                                                                                                                 \
   };
-#define MICRON_WGMMA_OF(T, TYPE)                \
-  MICRON_WGMMA(T, TYPE, 32, 16, 16, 17, 18)     \
-  MICRON_WGMMA(T, TYPE, 64, 32, 32, 33, 34)     \
-  MICRON_WGMMA(T, TYPE, 128, 64, 64, 65, 66)    \
-  MICRON_WGMMA(T, TYPE, 256, 128, 128, 129, 130)
+#define MICRON_WGMMA_FROM(T, TYPE, N, SUMS, A, B, ROWS)          \
+  MICRON_WGMMA(T, TYPE, N, SUMS, A, B, ROWS, false, "+f", 1)     \
+  MICRON_WGMMA(T, TYPE, N, SUMS, A, B, ROWS, true, "=f", 0)
+#define MICRON_WGMMA_OF(T, TYPE)                     \
+  MICRON_WGMMA_FROM(T, TYPE, 32, 16, 16, 17, 18)     \
+  MICRON_WGMMA_FROM(T, TYPE, 64, 32, 32, 33, 34)     \
+  MICRON_WGMMA_FROM(T, TYPE, 128, 64, 64, 65, 66)    \
+  MICRON_WGMMA_FROM(T, TYPE, 256, 128, 128, 129, 130)
 #ifdef MICRON_HOPPER
 MICRON_WGMMA_OF(__nv_bfloat16, "bf16")
 MICRON_WGMMA_OF(__half, "f16")
@@ -188,6 +201,11 @@ __device__ inline uint64_t matrix_descriptor(const void* p, uint32_t column_step
   const uint64_t swizzle_128 = 1;
   return (shared_address(p) & 0x3ffff) >> 4 | static_cast<uint64_t>(column_step >> 4) << 16 |
          static_cast<uint64_t>(1024 >> 4) << 32 | swizzle_128 << 62;
+}
+
+// The same operand `columns` of 16 bits to the right, within 64; bits above the address stay.
+__device__ inline uint64_t to_the_right(uint64_t descriptor, uint32_t columns) {
+  return (descriptor & 0xffffffff00000000) | (static_cast<uint32_t>(descriptor) + (columns * 2 >> 4));
 }
 
 // Where byte `byte` of row `row` lies in such a block.

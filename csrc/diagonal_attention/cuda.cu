@@ -116,13 +116,19 @@ Product<T> product_of(const Tensor& query, const Tensor& key, const Shape& shape
   return p;
 }
 
-// As many blocks as the GPU holds at a time, which take the works in turn.
+// Of kernel(chunks, of as many at most as a constant), as many blocks as the GPU holds at a time, which take the works
+// in turn.
 template <class Kernel, class Parameters>
-void launch_tiles(const cuda::Device& device, Kernel kernel, const Parameters& p) {
-  const int stages = stages_of(p.product.chunks), on_an_sm = stages == 4 ? 2 : 1;
-  const int blocks = std::min(p.product.works, device.multiprocessors() * on_an_sm);
-  device.launch(kernel, dim3(static_cast<unsigned>(blocks)), dim3(TILE_THREADS), tile_shared_bytes(p.product.chunks),
-                p);
+void launch_tiles(const cuda::Device& device, Kernel kernel_of, const Parameters& p) {
+  const auto launch = [&](auto most) {
+    constexpr int CHUNKS = decltype(most)::value;
+    const int blocks = std::min(p.product.works, device.multiprocessors() * (SHARES_SM<CHUNKS> ? 2 : 1));
+    device.launch(kernel_of(most), dim3(static_cast<unsigned>(blocks)), dim3(TILE_THREADS),
+                  tile_shared_bytes<CHUNKS>(p.product.chunks), p);
+  };
+  if (p.product.chunks == 1) launch(std::integral_constant<int, 1>());
+  else if (p.product.chunks == 2) launch(std::integral_constant<int, 2>());
+  else launch(std::integral_constant<int, 8>());
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, OptionalTensor> forward(
@@ -158,7 +164,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, OptionalTensor> forward(
     p.out = data_of<T>(out);
     p.weights = data_of<float>(weights), p.row_max = data_of<float>(row_max), p.row_sum = data_of<float>(row_sum);
     p.product.works = shape.batch * shape.heads * ((shape.computed + TILE_ROWS - 1) / TILE_ROWS);
-    launch_tiles(device, stages_of(p.product.chunks) == 4 ? forward_kernel<T, 4> : forward_kernel<T, 6>, p);
+    launch_tiles(device, [](auto most) { return forward_kernel<T, decltype(most)::value>; }, p);
   });
   return results();
 }
@@ -214,8 +220,7 @@ void score_gradients(const cuda::Device& device, const Tensor& query, const Tens
     const int tiles = (shape.length + TILE_KEYS - 1) / TILE_KEYS, wanted = 4 * device.multiprocessors();
     p.splits = std::min(tiles, (wanted + works - 1) / works);  // so that blocks have much the same to do
     p.product.works = works * p.splits;
-    launch_tiles(device, stages_of(p.product.chunks) == 4 ? score_gradients_kernel<T, 4> : score_gradients_kernel<T, 6>,
-                 p);
+    launch_tiles(device, [](auto most) { return score_gradients_kernel<T, decltype(most)::value>; }, p);
   });
 }
 

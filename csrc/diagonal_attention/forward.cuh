@@ -24,14 +24,14 @@ struct Statistics {
   float maximum[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
 
   template <int COUNT>
-  __device__ void add_tile(const float (&scores)[COUNT], float scale) {
+  __device__ void add(const float (&scores)[COUNT], float scale) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       float highest = maximum[r];
 #pragma unroll
       for (int i = 0; i < COUNT / 2; ++i) highest = fmaxf(highest, scores[i / 2 * 4 + r * 2 + i % 2]);
-      const float offset = offset_of(highest, scale);
-      float parts[4] = {sum[r] * exp2_of(fmaf(maximum[r], scale, offset)), 0, 0, 0};  // short chains of additions
+      const float base = finite(highest), offset = -base * scale;
+      float parts[4] = {sum[r] * exp2_of((maximum[r] - base) * scale), 0, 0, 0};  // short chains of additions
 #pragma unroll
       for (int i = 0; i < COUNT / 2; ++i) {
         parts[i % 4] += exp2_of(fmaf(scores[i / 2 * 4 + r * 2 + i % 2], scale, offset));
@@ -41,21 +41,18 @@ struct Statistics {
   }
 
   __device__ void merge(int r, float other_maximum, float other_sum, float scale) {
-    const float highest = fmaxf(maximum[r], other_maximum), offset = offset_of(highest, scale);
-    sum[r] = sum[r] * exp2_of(fmaf(maximum[r], scale, offset)) +
-             other_sum * exp2_of(fmaf(other_maximum, scale, offset));
+    const float highest = fmaxf(maximum[r], other_maximum), base = finite(highest);
+    sum[r] = sum[r] * exp2_of((maximum[r] - base) * scale) + other_sum * exp2_of((other_maximum - base) * scale);
     maximum[r] = highest;
   }
 
   // 0 where every score so far is masked.
-  static __device__ float offset_of(float highest, float scale) {
-    return highest == -INFINITY ? 0.f : -highest * scale;
-  }
+  static __device__ float finite(float highest) { return highest == -INFINITY ? 0.f : highest; }
 };
 
 // p_ii of this thread's rows, and to shared memory w_i p_ii, what each row of value is multiplied by.
-template <class T, int STAGES>
-__device__ void weigh_rows(const Forward<T>& p, const TileShared<STAGES>& shared, Ring<STAGES>& ring,
+template <class T, int CHUNKS>
+__device__ void weigh_rows(const Forward<T>& p, const TileShared<CHUNKS>& shared, Ring<CHUNKS>& ring,
                            const Work& work) {
   const Shape& shape = p.product.shape;
   const int first_slot = work.first_row;
@@ -63,29 +60,30 @@ __device__ void weigh_rows(const Forward<T>& p, const TileShared<STAGES>& shared
   const int row = Holder::row(), lane = threadIdx.x % 32;
   Statistics statistics;
   float own[2] = {0, 0};  // the score on the diagonal, where this thread holds it
-  const int tiles = (shape.length + TILE_KEYS - 1) / TILE_KEYS;
-  for_tiles(shape.length, 0, tiles, [&](auto keys, int tile) {
-    constexpr int COUNT = decltype(keys)::count / 2;
-    float scores[COUNT];
-    scores_of_tile<decltype(keys)::count>(p.product, shared, ring, scores);
+  const int tiles = (shape.length + TILE_KEYS - 1) / TILE_KEYS, first_of_group = first_slot + group_of_thread() * 64;
+  const auto add_part = [&](auto& scores, int first_key) {
+    constexpr int COUNT = std::extent_v<std::remove_reference_t<decltype(scores)>>, KEYS = 2 * COUNT;
     if (shape.scale_log2 < 0) {
 #pragma unroll
       for (int i = 0; i < COUNT; ++i) scores[i] = -scores[i];
     }
-    const int first_key = tile * TILE_KEYS;
-    const bool holds_diagonal = first_key < first_slot + TILE_ROWS && first_slot < first_key + TILE_KEYS;
-    if (holds_diagonal || first_key + TILE_KEYS > shape.length || shape.rows != nullptr || shape.key_mask != nullptr) {
-      const Visible visible(shape, work.batch, first_key);
-      const int position[2] = {shared.position[row], shared.position[row + 8]};
+    if (shape.rows != nullptr || (first_key < first_of_group + 64 && first_of_group < first_key + KEYS)) {
+      const int position[2] = {shared.position[row] - first_key, shared.position[row + 8] - first_key};
 #pragma unroll
       for (int i = 0; i < COUNT; ++i) {
-        const int key = first_key + Holder::column(i), r = i / 2 % 2;
-        if (key == position[r]) own[r] = scores[i];
-        if (key == position[r] || !visible.sees(i)) scores[i] = -INFINITY;
+        if (Holder::column(i) == position[i / 2 % 2]) own[i / 2 % 2] = scores[i];
       }
     }
-    statistics.add_tile(scores, scale);
-  });
+    if (shape.key_mask != nullptr || first_key + KEYS > shape.length) {
+      const Visible<KEYS> visible(shape, work.batch, first_key);
+#pragma unroll
+      for (int i = 0; i < COUNT; ++i) scores[i] = visible.sees(i) ? scores[i] : -INFINITY;
+    }
+    statistics.add(scores, scale);
+  };
+  Parts<T, CHUNKS> parts(p.product, shared, ring);
+  if (first_of_group < shape.computed) parts.for_each(0, tiles, add_part);
+  else parts.skip(0, tiles);
   arrive_warp(shared.query_free);
 
 #pragma unroll
@@ -97,8 +95,7 @@ __device__ void weigh_rows(const Forward<T>& p, const TileShared<STAGES>& shared
     }
     const int position = shared.position[row + 8 * r];
     const bool there = position >= 0;
-    statistics.merge(r, there ? own[r] : -INFINITY, there ? 1.f : 0.f, scale);
-    const float offset = there ? Statistics::offset_of(statistics.maximum[r], scale) : 0.f;
+    const float offset = there ? -Statistics::finite(statistics.maximum[r]) * scale : 0.f;
     const float sum = there && statistics.sum[r] != 0 ? statistics.sum[r] : 1.f;
     const float weight = there ? exp2_of(fmaf(own[r], scale, offset)) / sum : 0.f;
     const int slot = first_slot + row + 8 * r;
@@ -127,8 +124,8 @@ __device__ Eight<T> scaled(const Eight<T>& x, float factor, bool there) {
 }
 
 // out_i = w_i p_ii v_i of the 16 rows of a warp. The rows of value come through the ring, behind the keys.
-template <class T, int STAGES>
-__device__ void write_rows(const Forward<T>& p, const TileShared<STAGES>& shared, Ring<STAGES>& ring,
+template <class T, int CHUNKS>
+__device__ void write_rows(const Forward<T>& p, const TileShared<CHUNKS>& shared, Ring<CHUNKS>& ring,
                            const Work& work) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, first_slot = work.first_row;
   T* out = p.out + (int64_t{work.head_index} * p.product.shape.computed + first_slot) * p.value.width;
@@ -150,8 +147,8 @@ __device__ void write_rows(const Forward<T>& p, const TileShared<STAGES>& shared
 }
 
 // The same with rows of value that are gathered.
-template <class T, int STAGES>
-__device__ void gather_rows(const Forward<T>& p, const TileShared<STAGES>& shared, const Work& work) {
+template <class T, int CHUNKS>
+__device__ void gather_rows(const Forward<T>& p, const TileShared<CHUNKS>& shared, const Work& work) {
   constexpr int IN_FLIGHT = 4;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, vectors = p.value.width / 8, first_slot = work.first_row;
   T* out = p.out + (int64_t{work.head_index} * p.product.shape.computed + first_slot) * p.value.width;
@@ -174,19 +171,19 @@ __device__ void gather_rows(const Forward<T>& p, const TileShared<STAGES>& share
 
 #endif
 
-template <class T, int STAGES>
-__global__ void __launch_bounds__(TILE_THREADS, SHARES_SM<STAGES> ? 2 : 1)
+template <class T, int CHUNKS>
+__global__ void __launch_bounds__(TILE_THREADS, SHARES_SM<CHUNKS> ? 2 : 1)
     forward_kernel(const __grid_constant__ Forward<T> p) {
 #ifdef MICRON_HOPPER
   MICRON_DYNAMIC_SHARED(memory);
   const Shape& shape = p.product.shape;
-  const TileShared<STAGES> shared(memory, p.product.chunks);
+  const TileShared<CHUNKS> shared(memory, p.product.chunks);
   const auto work_of = [&](int index) {
     return Work::of(index, shape.batch * shape.heads, shape.computed, shape.heads);
   };
   make_barriers(shared);
-  Ring<STAGES> ring;
-  if (threadIdx.x < 256) {
+  Ring<CHUNKS> ring;
+  if (group_of_thread() < 2) {
     for (int index = blockIdx.x; index < p.product.works; index += gridDim.x) {
       const Work work = work_of(index);
       prepare_rows(p.product, shared, work);

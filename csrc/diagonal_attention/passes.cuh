@@ -122,7 +122,7 @@ __device__ void d_scores_of_tile(const Pass<T>& p, const PassShared<T, CHUNKS>& 
                                    cuda::matrix_descriptor(others + offset));
   }
   cuda::wgmma_commit();
-  cuda::wgmma_wait<0>();
+  cuda::wgmma_wait<0>(scores);
 
   unsigned char* to = shared.d_scores + buffer * PASS_CHUNK_BYTES;
 #pragma unroll
@@ -170,7 +170,7 @@ __device__ void sum_others(const Pass<T>& p, const PassShared<T, CHUNKS>& shared
       cuda::Wgmma<T, WIDTH, true>::run(sums, a, b);
     }
     cuda::wgmma_commit();
-    cuda::wgmma_wait<0>();
+    cuda::wgmma_wait<0>(sums);
     // A lane of each warp would do: named_barrier(1, 256) orders every read of other_items before it. But racecheck
     // does not follow an order through two barriers, and would report those reads and the producer's next write.
     cuda::barrier_arrive(&shared.empty[stage]);

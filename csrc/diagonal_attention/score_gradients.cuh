@@ -30,16 +30,14 @@ __device__ inline uint4 gather_quad(uint32_t w0, uint32_t w1, uint32_t w2, uint3
   return {high ? c : w0, high ? d : w1, high ? w2 : c, high ? w3 : d};
 }
 
-template <class T, int STAGES>
-__device__ void write_score_gradients(const ScoreGradients<T>& p, const TileShared<STAGES>& shared,
-                                      Ring<STAGES>& ring, const Work& work, int first_tile, int last_tile) {
+template <class T, int CHUNKS>
+__device__ void write_score_gradients(const ScoreGradients<T>& p, const TileShared<CHUNKS>& shared,
+                                      Ring<CHUNKS>& ring, const Work& work, int first_tile, int last_tile) {
   const Shape& shape = p.product.shape;
   const int row = work.first_row + Holder::row(), thread = threadIdx.x % 4;
-  for_tiles(shape.length, first_tile, last_tile, [&](auto keys, int tile) {
-    constexpr int COUNT = decltype(keys)::count / 2;
-    float scores[COUNT];
-    scores_of_tile<decltype(keys)::count>(p.product, shared, ring, scores);
-    const int first_key = tile * TILE_KEYS;
+  const int first_of_group = work.first_row + group_of_thread() * 64;
+  const auto write_part = [&](auto& scores, int first_key) {
+    constexpr int COUNT = std::extent_v<std::remove_reference_t<decltype(scores)>>, KEYS = 2 * COUNT;
     float offset[2], f[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {  // rows beyond the last one are not written
@@ -69,7 +67,7 @@ __device__ void write_score_gradients(const ScoreGradients<T>& p, const TileShar
       }
       to += 32;
     }
-    if (first_key == work.first_row) {
+    if (first_key <= first_of_group && first_of_group < first_key + KEYS) {
       __syncwarp();  // the diagonal goes over what lies there
       const int lane = threadIdx.x % 32, n = work.first_row + threadIdx.x / 32 * 16 + lane;
       if (lane < 16 && n < shape.length) {
@@ -78,27 +76,30 @@ __device__ void write_score_gradients(const ScoreGradients<T>& p, const TileShar
             static_cast<T>(p.c[int64_t{work.head_index} * shape.length + n]);
       }
     }
-  });
+  };
+  Parts<T, CHUNKS> parts(p.product, shared, ring);
+  if (first_of_group < shape.length) parts.for_each(first_tile, last_tile, write_part);
+  else parts.skip(first_tile, last_tile);
   arrive_warp(shared.query_free);
 }
 
 #endif
 
-template <class T, int STAGES>
-__global__ void __launch_bounds__(TILE_THREADS, SHARES_SM<STAGES> ? 2 : 1)
+template <class T, int CHUNKS>
+__global__ void __launch_bounds__(TILE_THREADS, SHARES_SM<CHUNKS> ? 2 : 1)
     score_gradients_kernel(const __grid_constant__ ScoreGradients<T> p) {
 #ifdef MICRON_HOPPER
   MICRON_DYNAMIC_SHARED(memory);
   const Shape& shape = p.product.shape;
-  const TileShared<STAGES> shared(memory, p.product.chunks);
+  const TileShared<CHUNKS> shared(memory, p.product.chunks);
   const int tiles = (shape.length + TILE_KEYS - 1) / TILE_KEYS;
   const auto work_of = [&](int index) {
     return Work::of(index / p.splits, p.heads, shape.length, shape.heads, p.first_head);
   };
   const auto tile_of = [&](int split) { return split * tiles / p.splits; };
   make_barriers(shared);
-  Ring<STAGES> ring;
-  if (threadIdx.x < 256) {
+  Ring<CHUNKS> ring;
+  if (group_of_thread() < 2) {
     for (int index = blockIdx.x; index < p.product.works; index += gridDim.x) {
       const int split = index % p.splits;
       write_score_gradients(p, shared, ring, work_of(index), tile_of(split), tile_of(split + 1));

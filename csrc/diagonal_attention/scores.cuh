@@ -1,11 +1,16 @@
-// Tiles of scores for Hopper: 128 rows, which stay in shared memory, against keys that a producer streams through a
-// ring of stages there. What becomes of a tile is the business of forward.cuh and score_gradients.cuh.
+// Scores for Hopper: 128 rows, which stay in shared memory, against keys that a producer streams through a ring of stages
+// there. What becomes of them is the business of forward.cuh and score_gradients.cuh.
 //
 // A stage holds 128 keys and 64 columns (16 KB), the rows as many for each chunk of columns: at 512 columns 128 KB of
-// rows and six stages fill an SM. Up to 128 columns, four stages let two blocks of threads share one, and the
-// exponentials of one hide behind the products of the other. Blocks stay: the producer fetches the next rows while the
-// last are finished.
+// rows and six stages fill an SM. Up to 128 columns, four stages let two blocks of threads share one. Blocks stay: the
+// producer fetches the next rows while the last are finished.
+//
+// The two groups of 64 rows hold scores in registers, a part of the keys at a time, and those of the next part as the
+// tensor cores make them: of a tile of 128 keys (two times 64 registers; 168 a thread, since of nine warps three are on
+// one of the four schedulers), and of half a tile where two blocks share an SM (two times 32 of 96).
 #pragma once
+
+#include <type_traits>
 
 #include "device.cuh"
 
@@ -15,9 +20,11 @@ constexpr int TILE_ROWS = 128, TILE_KEYS = 128;
 constexpr int TILE_THREADS = 256 + 32;  // two groups of 64 rows each, a warpgroup each, and the producer
 constexpr int BOX_BYTES = 128 * 128;    // that one copy brings: 128 rows of a chunk of columns
 
-template <int STAGES>
-constexpr bool SHARES_SM = STAGES == 4;
-inline int stages_of(int chunks) { return chunks <= 2 ? 4 : 6; }
+// CHUNKS of columns: 1, 2, or up to 8.
+template <int CHUNKS>
+constexpr bool SHARES_SM = CHUNKS <= 2;
+template <int CHUNKS>
+constexpr int STAGES = SHARES_SM<CHUNKS> ? 4 : 6;
 
 template <class T>
 struct Product {
@@ -40,24 +47,26 @@ struct Work {
   }
 };
 
-inline size_t tile_shared_bytes(int chunks) {
-  return static_cast<size_t>(chunks) * BOX_BYTES + stages_of(chunks) * (BOX_BYTES + 16) + 8 + TILE_ROWS * 8;
+template <int CHUNKS>
+size_t tile_shared_bytes(int chunks) {
+  return static_cast<size_t>(chunks) * BOX_BYTES + STAGES<CHUNKS> * (BOX_BYTES + 16) + 8 + TILE_ROWS * 8;
 }
 
 #ifdef MICRON_HOPPER
 
 // The next stage, and how often the ring has been gone round, modulo 2.
-template <int STAGES>
+template <int CHUNKS>
 struct Ring {
   int stage = 0;
   uint32_t round = 0;
 
-  __device__ void next() {
-    if (++stage == STAGES) stage = 0, round ^= 1;
+  __device__ void next(int count = 1) {  // of which STAGES is a multiple
+    stage += count;
+    if (stage == STAGES<CHUNKS>) stage = 0, round ^= 1;
   }
 };
 
-template <int STAGES>
+template <int CHUNKS>
 struct TileShared {
   unsigned char *query, *stages;
   uint64_t *full, *empty, *query_free;
@@ -67,21 +76,21 @@ struct TileShared {
   __device__ TileShared(unsigned char* memory, int chunks) {
     query = memory;
     stages = query + chunks * BOX_BYTES;
-    full = reinterpret_cast<uint64_t*>(stages + STAGES * BOX_BYTES);
-    empty = full + STAGES;
-    query_free = empty + STAGES;
+    full = reinterpret_cast<uint64_t*>(stages + STAGES<CHUNKS> * BOX_BYTES);
+    empty = full + STAGES<CHUNKS>;
+    query_free = empty + STAGES<CHUNKS>;
     factor = reinterpret_cast<float*>(query_free + 1);
     position = reinterpret_cast<int*>(factor + TILE_ROWS);
   }
 
-  __device__ unsigned char* stage(const Ring<STAGES>& ring) const { return stages + ring.stage * BOX_BYTES; }
+  __device__ unsigned char* stage(const Ring<CHUNKS>& ring) const { return stages + ring.stage * BOX_BYTES; }
 };
 
 // All threads, first of all.
-template <int STAGES>
-__device__ void make_barriers(const TileShared<STAGES>& shared) {
+template <int CHUNKS>
+__device__ void make_barriers(const TileShared<CHUNKS>& shared) {
   if (threadIdx.x == 0) {
-    for (int i = 0; i < STAGES; ++i) {
+    for (int i = 0; i < STAGES<CHUNKS>; ++i) {
       cuda::barrier_init(&shared.full[i], 1);
       cuda::barrier_init(&shared.empty[i], 8);  // warps that consume
     }
@@ -92,8 +101,8 @@ __device__ void make_barriers(const TileShared<STAGES>& shared) {
 }
 
 // The consumers: the positions of their rows, and the rows themselves where they are gathered.
-template <class T, int STAGES>
-__device__ void prepare_rows(const Product<T>& p, const TileShared<STAGES>& shared, const Work& work) {
+template <class T, int CHUNKS>
+__device__ void prepare_rows(const Product<T>& p, const TileShared<CHUNKS>& shared, const Work& work) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = warp / 4;
   __syncwarp();  // the last ones are read no more
   if (lane < 16) shared.position[warp * 16 + lane] = p.shape.position(work.batch, work.first_row + warp * 16 + lane);
@@ -107,8 +116,8 @@ __device__ void prepare_rows(const Product<T>& p, const TileShared<STAGES>& shar
 }
 
 // The producer: a box of 128 rows by 64 columns for the next stage, and the bytes that come with it.
-template <int STAGES>
-__device__ void stream_box(const TileShared<STAGES>& shared, Ring<STAGES>& ring, const TensorMap* map, int chunk,
+template <int CHUNKS>
+__device__ void stream_box(const TileShared<CHUNKS>& shared, Ring<CHUNKS>& ring, const TensorMap* map, int chunk,
                            int row, int head, int batch, int more_bytes = 0) {
   cuda::barrier_wait(&shared.empty[ring.stage], ring.round ^ 1);
   cuda::barrier_arrive_expect(&shared.full[ring.stage], BOX_BYTES + more_bytes);
@@ -117,8 +126,8 @@ __device__ void stream_box(const TileShared<STAGES>& shared, Ring<STAGES>& ring,
 
 // The producer: the keys of some tiles, and with those of the first tile the rows, chunk by chunk. `count`: of the
 // works that this block has had.
-template <class T, int STAGES>
-__device__ void stream_keys(const Product<T>& p, const TileShared<STAGES>& shared, Ring<STAGES>& ring,
+template <class T, int CHUNKS>
+__device__ void stream_keys(const Product<T>& p, const TileShared<CHUNKS>& shared, Ring<CHUNKS>& ring,
                             const Work& work, int first_tile, int last_tile, uint32_t count) {
   for (int tile = first_tile; tile < last_tile; ++tile) {
     for (int chunk = 0; chunk < p.chunks; ++chunk) {
@@ -134,6 +143,10 @@ __device__ void stream_keys(const Product<T>& p, const TileShared<STAGES>& share
   }
 }
 
+// The group of 128 threads: one of two of consumers, or 2, the producer. Alike in a warp, as the compiler sees too; it
+// keeps no product under way where warps might part.
+__device__ inline int group_of_thread() { return __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x / 128), 0); }
+
 // A warp is done with what this barrier guards.
 __device__ inline void arrive_warp(uint64_t* barrier) {
   if (threadIdx.x % 32 == 0) cuda::barrier_arrive(barrier);
@@ -146,14 +159,14 @@ struct Holder {
   static __device__ int column(int i) { return i / 4 * 8 + threadIdx.x % 4 * 2 + i % 2; }
 };
 
-// Which of the 128 keys from `first_key` on may be attended to, bit by bit. Score i is of a key that may be where
-// `sees(i)`.
+// Which of KEYS keys from `first_key` on may be attended to, bit by bit. Score i is of a key that may be where `sees(i)`.
+template <int KEYS>
 struct Visible {
-  unsigned words[4];
+  unsigned words[KEYS / 32];
 
   __device__ Visible(const Shape& shape, int batch, int first_key) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
+    for (int i = 0; i < KEYS / 32; ++i) {
       const bool visible = shape.visible(batch, first_key + 32 * i + static_cast<int>(threadIdx.x % 32));
       words[i] = __ballot_sync(0xffffffffu, visible) >> threadIdx.x % 4 * 2;
     }
@@ -161,50 +174,136 @@ struct Visible {
   __device__ bool sees(int i) const { return words[i / 16] >> (i / 4 % 4 * 8 + i % 2) & 1; }
 };
 
-// Unscaled scores of this group's 64 rows and KEYS keys, over all chunks of columns.
-template <int KEYS, class T, int STAGES>
-__device__ void scores_of_tile(const Product<T>& p, const TileShared<STAGES>& shared, Ring<STAGES>& ring,
-                               float (&scores)[KEYS / 2]) {
-  const int group = threadIdx.x / 128;
-#pragma unroll
-  for (int i = 0; i < KEYS / 2; ++i) scores[i] = 0;
-  int before = 0;
-  for (int chunk = 0; chunk < p.chunks; ++chunk) {
-    cuda::barrier_wait(&shared.full[ring.stage], ring.round);
-    const unsigned char* q = shared.query + chunk * BOX_BYTES + group * 64 * 128;
-    const unsigned char* k = shared.stage(ring);
-    cuda::wgmma_fence();
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      cuda::Wgmma<T, KEYS, false>::run(scores, cuda::matrix_descriptor(q + i * 32),
-                                       cuda::matrix_descriptor(k + i * 32));
-    }
-    cuda::wgmma_commit();
-    if (chunk > 0) {  // the products of the chunk before are done
-      cuda::wgmma_wait<1>();
-      arrive_warp(&shared.empty[before]);
-    }
-    before = ring.stage;
-    ring.next();
-  }
-  cuda::wgmma_wait(scores);
-  arrive_warp(&shared.empty[before]);
-}
+// The unscaled scores of a group's 64 rows, part after part of the keys. While one part is worked on, the first products
+// of the next are under way, so that the tensor cores do not wait for its exponentials.
+template <class T, int CHUNKS>
+class Parts {
+ public:
+  __device__ Parts(const Product<T>& p, const TileShared<CHUNKS>& shared, Ring<CHUNKS>& ring)
+      : p_(p), shared_(shared), ring_(ring), group_(group_of_thread()) {}
 
-// Calls body(constant of keys, tile) for each tile; the last takes no more keys than it needs.
-template <int N>
-struct Keys {
-  static constexpr int count = N;
-};
-template <class Body>
-__device__ void for_tiles(int length, int first_tile, int last_tile, Body body) {
-  for (int tile = first_tile; tile < last_tile; ++tile) {
-    const int rest = length - tile * TILE_KEYS;
-    if (rest > 64) body(Keys<128>(), tile);
-    else if (rest > 32) body(Keys<64>(), tile);
-    else body(Keys<32>(), tile);
+  // Calls body(scores, first key) for each part of the tiles; scores of keys beyond the last one are anything.
+  template <class Body>
+  __device__ void for_each(int first_tile, int last_tile, Body body) {
+    const int last_key = min(last_tile * TILE_KEYS, p_.shape.length);
+    const int rest = last_key % TILE_KEYS, few = !SHARES_SM<CHUNKS> && rest <= 64 ? rest : 0;
+    int key = first_tile * TILE_KEYS;
+    if (key < last_key - few) {
+      float even[KEYS / 2], odd[KEYS / 2];
+      start<KEYS, false>(even);
+      while (advance<false>(even, odd, key, last_key - few, body) && advance<true>(odd, even, key, last_key - few, body)) {
+      }
+    }
+    if (few > 32) finish<64>(key, body);
+    else if (few > 0) finish<32>(key, body);
   }
-}
+
+  // Lets the keys of the tiles pass, where a group has no rows.
+  __device__ void skip(int first_tile, int last_tile) {
+    for (int stage = 0; stage < (last_tile - first_tile) * chunks(); ++stage) {
+      cuda::barrier_wait(&shared_.full[ring_.stage], ring_.round);
+      arrive_warp(&shared_.empty[ring_.stage]);
+      ring_.next();
+    }
+  }
+
+ private:
+  static constexpr int KEYS = SHARES_SM<CHUNKS> ? TILE_KEYS / 2 : TILE_KEYS;  // of a part
+  static constexpr int AHEAD = CHUNKS == 1 ? 1 : 2;  // chunks; where there are no more than two, all of them
+
+  __device__ int chunks() const { return SHARES_SM<CHUNKS> ? CHUNKS : p_.chunks; }
+
+  // One part, whose first products are under way, to its end, after the start of the next. False where there is none.
+  // Its `scores` are then those that the next but one is started in. SECOND: the second half of a tile.
+  template <bool SECOND, class Body>
+  __device__ bool advance(float (&scores)[KEYS / 2], float (&next)[KEYS / 2], int& key, int last_key, Body& body) {
+    const int first_key = key;
+    go_on<KEYS>(scores);
+    key += KEYS;
+    const bool is_last = key >= last_key, ends_tile = SHARES_SM<CHUNKS> && (SECOND || is_last);
+    if (ends_tile) ring_.next(CHUNKS);
+    if (is_last) {  // apart: where branches met, the compiler would wait for every product
+      cuda::wgmma_wait<0>(scores);
+      release_part(ends_tile, 0);
+      body(scores, first_key);
+      return false;
+    }
+    start<KEYS, !SECOND>(next);
+    cuda::wgmma_wait<1>(scores);
+    release_part(ends_tile, SHARES_SM<CHUNKS> ? 0 : AHEAD);
+    body(scores, first_key);
+    return true;
+  }
+
+  // The last part, of a tile that takes no more products than it needs.
+  template <int FEW, class Body>
+  __device__ void finish(int key, Body& body) {
+    float scores[FEW / 2];
+    start<FEW, false>(scores);
+    go_on<FEW>(scores);
+    cuda::wgmma_wait<0>(scores);
+    release_part(false, 0);
+    body(scores, key);
+  }
+
+  // The products of the first chunks of columns. Where a tile is taken by halves, the ring goes on when it ends.
+  template <int N, bool SECOND>
+  __device__ void start(float (&scores)[N / 2]) {
+    multiply<N, SECOND, 0>(scores, 0);
+    if constexpr (AHEAD == 2) multiply<N, SECOND, 1>(scores, 1);
+    cuda::wgmma_commit();
+  }
+
+  // Those of the other chunks. A stage is free when the products of the chunk after it have begun.
+  template <int N>
+  __device__ void go_on(float (&scores)[N / 2]) {
+    if constexpr (!SHARES_SM<CHUNKS>) {
+      for (int chunk = AHEAD; chunk < p_.chunks; ++chunk) {
+        multiply<N, false, 2>(scores, chunk);
+        cuda::wgmma_commit();
+        cuda::wgmma_wait<1>();
+        if (chunk == AHEAD) release(3);
+        release(2);
+      }
+    }
+  }
+
+  // The products of a chunk: the first, the second or any other one.
+  template <int N, bool SECOND, int WHICH>
+  __device__ void multiply(float (&scores)[N / 2], int chunk) {
+    constexpr bool HALF = SHARES_SM<CHUNKS>;
+    const int stage = ring_.stage + (HALF ? WHICH : 0);
+    if (!HALF || !SECOND) cuda::barrier_wait(&shared_.full[stage], ring_.round);
+    const uint64_t q = cuda::matrix_descriptor(shared_.query + chunk * BOX_BYTES + group_ * 64 * 128);
+    const uint64_t k = cuda::matrix_descriptor(shared_.stages + stage * BOX_BYTES + (HALF && SECOND ? KEYS * 128 : 0));
+    if (!HALF) ring_.next();
+    cuda::wgmma_fence();
+    cuda::Wgmma<T, N, false, WHICH == 0>::run(scores, q, k);
+#pragma unroll
+    for (int column = 16; column < CHUNK; column += 16) {
+      cuda::Wgmma<T, N, false>::run(scores, cuda::to_the_right(q, column), cuda::to_the_right(k, column));
+    }
+  }
+
+  // The stages that a part was the last to read, of those that lie `taken` before the next one.
+  __device__ void release_part(bool ends_tile, int taken) {
+    if constexpr (!SHARES_SM<CHUNKS>) return release(taken + 1);
+    if (!ends_tile) return;
+#pragma unroll
+    for (int before = CHUNKS; before > 0; --before) release(before);
+  }
+
+  // The stage so many before the next one, to the producer.
+  __device__ void release(int before) {
+    const int stage = ring_.stage - before;
+    arrive_warp(&shared_.empty[stage < 0 ? stage + STAGES<CHUNKS> : stage]);
+  }
+
+  const Product<T>& p_;
+  const TileShared<CHUNKS>& shared_;
+  Ring<CHUNKS>& ring_;
+  int group_;
+};
 
 #endif
 

@@ -181,12 +181,12 @@ void wgmma_wait() {
   __syncwarp();  // .aligned: a warp waits as one
 }
 
-template <int COUNT>
+template <int PENDING, int COUNT>
 void wgmma_wait(float (&)[COUNT]) {
-  wgmma_wait<0>();
+  wgmma_wait<PENDING>();
 }
 
-template <class T, int N, bool B_ROWS>
+template <class T, int N, bool B_ROWS, bool FROM_ZERO = false>
 struct Wgmma {
   static float at(const unsigned char* memory, int address) {
     T value;
@@ -212,7 +212,7 @@ struct Wgmma {
           const float y = at(memory, at_b);
           sum += x * y;
         }
-        sums[i] += sum;
+        sums[i] = FROM_ZERO ? sum : sums[i] + sum;
       }
     });
   }
