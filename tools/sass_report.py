@@ -3,7 +3,13 @@
 python tools/sass_report.py [csrc/<operator>/cuda.cu ...] [--architecture 90a]
 
 Registers a thread, spilled bytes, warps that the registers of an SM hold, instructions, and among those the products
-of matrices (HGMMA), exponentials (MUFU.EX2), barrier waits, and accesses to global memory by width in bytes.
+of matrices (HGMMA), exponentials (MUFU.EX2; and how many of them are computed while products are under way), barrier
+waits, and accesses to global memory by width in bytes.
+
+Of kernels with products, also the cycles of an SM for a tile of 128 × 128 scores, by what keeps it busy: the tensor cores
+(2048 multiplications of 16 bits a cycle) for each 64 columns, exponentials (16 a cycle), and instructions issued (4 a
+cycle, of a warp each): those of the inner loops for the exponentials, and those around the products. Their sum is what a
+tile takes when nothing overlaps, the largest what it takes at least.
 Times come from a GPU alone; this tells whether rows are read 16 bytes at a time, and what became of an inner loop.
 """
 
@@ -30,7 +36,37 @@ class Kernel(NamedTuple):
     spilled: int  # bytes stored
     stack: int
     static_shared: int
-    instructions: list[str]
+    blocks: list[list[str]]  # of instructions that follow each other, up to a branch or a wait for products
+
+    @property
+    def instructions(self) -> list[str]:
+        return [x for block in self.blocks for x in block]
+
+    def under_products(self) -> int:
+        """Exponentials after a wait that leaves a group of products under way."""
+        found, pending = 0, False
+        for x in self.instructions:
+            if x.startswith("WARPGROUP.DEPBAR"):
+                pending = not x.endswith("0x0")
+            found += pending and x.startswith("MUFU.EX2")
+        return found
+
+    def cycles(self) -> dict[str, float]:
+        """Of an SM for 128 × 128 scores: ``tensor`` and ``around`` the products for each 64 columns, ``exponentials``
+        and the instructions ``with`` them."""
+        scores = 128 * 128
+        inner = max(self.blocks, key=lambda block: sum(x.startswith("MUFU.EX2") for x in block))
+        exponentials = sum(x.startswith("MUFU.EX2") for x in inner)
+        # Of two forms of a product, which differ in keys, the larger is that of whole tiles.
+        keys = max(int(x.split(".")[1].split("x")[1]) for x in self.instructions if x.startswith("HGMMA"))
+        products = [b for b in self.blocks if any(x.startswith(f"HGMMA.64x{keys}x") for x in b)]
+        count = sum(x.startswith("HGMMA") for b in products for x in b)
+        return {
+            "tensor": scores * 64 / 2048,
+            "around": sum(map(len, products)) / count * 4 * scores / (64 * keys),
+            "exponentials": scores / 16,
+            "with": len(inner) / exponentials * scores / 128,
+        }
 
     def count(self, pattern: str) -> int:
         return sum(re.match(pattern, x) is not None for x in self.instructions)
@@ -103,17 +139,21 @@ def compile_(source: Path, architecture: str, cubin: Path) -> str:
 
 def kernels(log: str, architecture: str, cubin: Path | None) -> list[Kernel]:
     """Of a compiled source; without instructions where there is no ``cubin`` or no disassembler."""
-    disassemble, instructions = disassembler(), {}
+    disassemble, blocks = disassembler(), {}
     if disassemble is not None and cubin is not None:
         sass = subprocess.run(
             [disassemble, "-c", str(cubin)], capture_output=True, text=True, check=True
         ).stdout
         for section in re.split(r"\.section\s+\.text\.", sass)[1:]:
             name = re.split(r"[,\s]", section, maxsplit=1)[0]
-            lines = re.findall(
-                r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z].*?);", section, re.MULTILINE
-            )
-            instructions[name] = lines
+            blocks[name] = [[]]
+            for label, text in re.findall(
+                r"^(?:(\.L\w+):|\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z].*?)\s*;)", section, re.MULTILINE
+            ):
+                if text:
+                    blocks[name][-1].append(text)
+                if label or text.startswith(("BRA", "WARPGROUP.DEPBAR")):
+                    blocks[name].append([])
     found = []
     for part in log.split("Compiling entry function '")[1:]:
         name, _, compiled_for = part.split("'")[:3]
@@ -128,7 +168,7 @@ def kernels(log: str, architecture: str, cubin: Path | None) -> list[Kernel]:
                 ("static_shared", "bytes smem"),
             )
         }
-        found.append(Kernel(name, instructions=instructions.get(name, []), **numbers))
+        found.append(Kernel(name, blocks=blocks.get(name, []), **numbers))
     return found
 
 
@@ -147,7 +187,8 @@ def main() -> int:
     options = parser.parse_args()
     if nvcc() is None or disassembler() is None:
         parser.error("needs nvcc, and nvdisasm of CUDA or of the triton package")
-    print("registers spilled warps instructions HGMMA EX2 waits  loads (bytes: count)       stores  kernel")
+    tiles = []
+    print("registers spilled warps instructions HGMMA  EX2 under waits  loads (bytes: count)     stores           kernel")
     for source in options.sources:
         with tempfile.TemporaryDirectory() as folder:
             cubin = Path(folder) / "kernels.cubin"
@@ -157,9 +198,24 @@ def main() -> int:
                 )
                 print(
                     f"{k.registers:9d} {k.spilled:7d} {65536 // (k.registers * 32):5d} "
-                    f"{len(k.instructions):12d} {k.count('HGMMA'):5d} {k.count('MUFU.EX2'):4d} "
-                    f"{k.count('SYNCS.PHASECHK'):4d}  {loads:24s} {stores:16s} {readable(k.name)}"
+                    f"{len(k.instructions):12d} {k.count('HGMMA'):5d} {k.count('MUFU.EX2'):4d} {k.under_products():5d} "
+                    f"{k.count('SYNCS.PHASECHK'):5d}  {loads:24s} {stores:16s} {readable(k.name)}"
                 )
+                if k.count("HGMMA"):
+                    tiles.append((readable(k.name), k.cycles()))
+    if tiles:
+        print("\na tile: tensor, around (each 64 columns)  exponentials, with them  sum, largest at 64, 128, 512 columns")
+    for name, cycles in tiles:
+        tensor, around, exponentials, beside = cycles.values()
+        ends = [
+            (n * (tensor + around) + max(exponentials, beside), max(n * tensor, exponentials, n * around + beside))
+            for n in (1, 2, 8)
+        ]
+        print(
+            f"{tensor:14.0f} {around:7.0f} {exponentials:25.0f} {beside:10.0f}          "
+            + "  ".join(f"{total:5.0f} {most:5.0f}" for total, most in ends)
+            + f"  {name}"
+        )
     return 0
 
 
