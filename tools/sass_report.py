@@ -6,10 +6,8 @@ Registers a thread, spilled bytes, warps that the registers of an SM hold, instr
 of matrices (HGMMA), exponentials (MUFU.EX2; and how many of them are computed while products are under way), barrier
 waits, and accesses to global memory by width in bytes.
 
-Of kernels with products, also the cycles of an SM for a tile of 128 × 128 scores, by what keeps it busy: the tensor cores
-(2048 multiplications of 16 bits a cycle) for each 64 columns, exponentials (16 a cycle), and instructions issued (4 a
-cycle, of a warp each): those of the inner loops for the exponentials, and those around the products. Their sum is what a
-tile takes when nothing overlaps, the largest what it takes at least.
+Of kernels that do both at a time, also the cycles of an SM for a tile of 128 × 128 scores, by what is kept busy (tensor
+cores, units of exponentials, schedulers), and what the tile takes if products and exponentials come in turn, or at once.
 Times come from a GPU alone; this tells whether rows are read 16 bytes at a time, and what became of an inner loop.
 """
 
@@ -28,6 +26,34 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 WIDTHS = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}
+
+
+SCORES = 128 * 128
+
+
+class Cycles(NamedTuple):
+    """Of an SM for so many scores."""
+
+    tensor: float  # the tensor cores, at 2048 multiplications of 16 bits a cycle
+    exponentials: float  # their units, at 16 a cycle
+    around: float  # instructions issued around the products, by four schedulers
+    beside: float  # those of the inner loop of exponentials, these included
+
+    @property
+    def issued(self) -> float:
+        return self.around + self.beside
+
+    @property
+    def in_turn(self) -> float:
+        return max(self.tensor, self.around) + max(self.exponentials, self.beside)
+
+    @property
+    def at_once(self) -> float:
+        return max(self.tensor, self.exponentials, self.issued)
+
+
+def _exponentials(block: list[str]) -> int:
+    return sum(x.startswith("MUFU.EX2") for x in block)
 
 
 class Kernel(NamedTuple):
@@ -51,22 +77,21 @@ class Kernel(NamedTuple):
             found += pending and x.startswith("MUFU.EX2")
         return found
 
-    def cycles(self) -> dict[str, float]:
-        """Of an SM for 128 × 128 scores: ``tensor`` and ``around`` the products for each 64 columns, ``exponentials``
-        and the instructions ``with`` them."""
-        scores = 128 * 128
-        inner = max(self.blocks, key=lambda block: sum(x.startswith("MUFU.EX2") for x in block))
-        exponentials = sum(x.startswith("MUFU.EX2") for x in inner)
-        # Of two forms of a product, which differ in keys, the larger is that of whole tiles.
+    def cycles(self, columns: int) -> Cycles:
+        """Of a kernel with products under way while exponentials are computed."""
         keys = max(int(x.split(".")[1].split("x")[1]) for x in self.instructions if x.startswith("HGMMA"))
+        held = keys // 2  # scores of a product that a thread holds
         products = [b for b in self.blocks if any(x.startswith(f"HGMMA.64x{keys}x") for x in b)]
-        count = sum(x.startswith("HGMMA") for b in products for x in b)
-        return {
-            "tensor": scores * 64 / 2048,
-            "around": sum(map(len, products)) / count * 4 * scores / (64 * keys),
-            "exponentials": scores / 16,
-            "with": len(inner) / exponentials * scores / 128,
-        }
+        count = sum(x.startswith("HGMMA") for block in products for x in block)
+        # Of several forms of the inner loop the longest: the others find the diagonal, or have no keys to come.
+        inner = max((b for b in self.blocks if _exponentials(b) > 0.8 * held), key=len)
+        warps_turns = SCORES / (64 * keys) * columns / 16  # of one scheduler, for which each product is issued once
+        return Cycles(
+            tensor=SCORES * columns / 2048,
+            exponentials=_exponentials(inner) / held * SCORES / 16,
+            around=sum(map(len, products)) / count * warps_turns,
+            beside=len(inner) / held * SCORES / 128,
+        )
 
     def count(self, pattern: str) -> int:
         return sum(re.match(pattern, x) is not None for x in self.instructions)
@@ -201,20 +226,15 @@ def main() -> int:
                     f"{len(k.instructions):12d} {k.count('HGMMA'):5d} {k.count('MUFU.EX2'):4d} {k.under_products():5d} "
                     f"{k.count('SYNCS.PHASECHK'):5d}  {loads:24s} {stores:16s} {readable(k.name)}"
                 )
-                if k.count("HGMMA"):
-                    tiles.append((readable(k.name), k.cycles()))
+                if k.under_products():  # the last argument of the template: chunks of 64 columns
+                    name = readable(k.name)
+                    tiles.append((name, k.cycles(64 * int(name.rstrip(">").split(", ")[-1]))))
     if tiles:
-        print("\na tile: tensor, around (each 64 columns)  exponentials, with them  sum, largest at 64, 128, 512 columns")
+        print("\ntensor exponentials issued  in turn  at once  cycles of an SM for 128 × 128 scores")
     for name, cycles in tiles:
-        tensor, around, exponentials, beside = cycles.values()
-        ends = [
-            (n * (tensor + around) + max(exponentials, beside), max(n * tensor, exponentials, n * around + beside))
-            for n in (1, 2, 8)
-        ]
         print(
-            f"{tensor:14.0f} {around:7.0f} {exponentials:25.0f} {beside:10.0f}          "
-            + "  ".join(f"{total:5.0f} {most:5.0f}" for total, most in ends)
-            + f"  {name}"
+            f"{cycles.tensor:6.0f} {cycles.exponentials:12.0f} {cycles.issued:6.0f} {cycles.in_turn:8.0f} "
+            f"{cycles.at_once:8.0f}  {name}"
         )
     return 0
 
