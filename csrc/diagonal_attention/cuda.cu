@@ -249,7 +249,9 @@ void pass(const cuda::Device& device, const Tensor& query, const Tensor& key, do
     p.blocks = (count + PASS_ROWS - 1) / PASS_ROWS;
     const dim3 grid(static_cast<unsigned>(shape.batch * shape.heads * p.blocks)), block(PASS_THREADS);
     const int chunks = chunks_of(query);
-    if (chunks <= 2) {
+    if (chunks == 1) {
+      device.launch(pass_kernel<QUERIES, T, 1>, grid, block, pass_shared_bytes(1), p);
+    } else if (chunks == 2) {
       device.launch(pass_kernel<QUERIES, T, 2>, grid, block, pass_shared_bytes(2), p);
     } else if (chunks <= 4) {
       device.launch(pass_kernel<QUERIES, T, 4>, grid, block, pass_shared_bytes(4), p);

@@ -25,7 +25,7 @@ struct Pass {
   int blocks;  // of 64 rows a head
 };
 
-// Columns come in chunks of 64, of which each warpgroup sums CHUNKS / 2.
+// Columns come in chunks of 64, of which each warpgroup sums CHUNKS / 2, or of one chunk what half of the others add.
 inline size_t pass_shared_bytes(int chunks) {
   return static_cast<size_t>(1 + PASS_STAGES) * chunks * PASS_CHUNK_BYTES + 2 * PASS_CHUNK_BYTES +
          (1 + PASS_STAGES) * 64 * 16 + PASS_STAGES * 16;
@@ -106,9 +106,10 @@ __device__ void stream_others(const Pass<T>& p, const PassShared<T, CHUNKS>& sha
   }
 }
 
-// dS of 64 rows and this warpgroup's half of the others, to shared memory.
+// dS of 64 rows, of which this thread has two, and this warpgroup's half of the others, to shared memory.
 template <bool QUERIES, class T, int CHUNKS>
-__device__ void d_scores_of_tile(const Pass<T>& p, const PassShared<T, CHUNKS>& shared, int stage, int buffer) {
+__device__ void d_scores_of_tile(const Pass<T>& p, const PassShared<T, CHUNKS>& shared, const Item (&rows)[2], int stage,
+                                 int buffer) {
   const int group = threadIdx.x / 128, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
   const unsigned char* others = shared.others + stage * PassShared<T, CHUNKS>::TILE_BYTES + group * 32 * 128;
   float scores[16];
@@ -125,21 +126,26 @@ __device__ void d_scores_of_tile(const Pass<T>& p, const PassShared<T, CHUNKS>& 
   cuda::wgmma_wait<0>(scores);
 
   unsigned char* to = shared.d_scores + buffer * PASS_CHUNK_BYTES;
+  const Item* items = shared.other_items + stage * PASS_OTHERS;
 #pragma unroll
-  for (int i = 0; i < 16; i += 2) {
-    const int row = warp * 16 + lane / 4 + 8 * (i / 2 % 2), column = group * 32 + i / 4 * 8 + lane % 4 * 2;
-    const Item own = shared.row_items[row];
-    T pair[2];
+  for (int i = 0; i < 16; i += 4) {
+    const int column = group * 32 + i / 4 * 8 + lane % 4 * 2;
+    const Item others_of_pair[2] = {items[column], items[column + 1]};
 #pragma unroll
-    for (int j = 0; j < 2; ++j) {
-      const Item other = shared.other_items[stage * PASS_OTHERS + column + j];
-      const Item& slot = QUERIES ? own : other;
-      float d = 0;
-      if (other.position >= 0) d = -slot.f * exp2_of(scores[i + j] * p.shape.scale_log2 - slot.maximum);
-      if (other.position >= 0 && own.position == other.position) d = slot.c;
-      pair[j] = static_cast<T>(d);
+    for (int r = 0; r < 2; ++r) {
+      T pair[2];
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        const Item& other = others_of_pair[j];
+        const Item& slot = QUERIES ? rows[r] : other;
+        float d = 0;
+        if (other.position >= 0) d = -slot.f * exp2_of(fmaf(scores[i + 2 * r + j], p.shape.scale_log2, -slot.maximum));
+        if (other.position >= 0 && rows[r].position == other.position) d = slot.c;
+        pair[j] = static_cast<T>(d);
+      }
+      const int row = warp * 16 + lane / 4 + 8 * r;
+      *reinterpret_cast<uint32_t*>(to + cuda::swizzled(row, column * 2)) = *reinterpret_cast<const uint32_t*>(pair);
     }
-    *reinterpret_cast<uint32_t*>(to + cuda::swizzled(row, column * 2)) = *reinterpret_cast<const uint32_t*>(pair);
   }
   cuda::async_proxy_fence();
 }
@@ -147,40 +153,59 @@ __device__ void d_scores_of_tile(const Pass<T>& p, const PassShared<T, CHUNKS>& 
 template <bool QUERIES, class T, int CHUNKS>
 __device__ void sum_others(const Pass<T>& p, const PassShared<T, CHUNKS>& shared, int first_row, int batch,
                            int head_index) {
-  constexpr int WIDTH = CHUNKS / 2 * CHUNK;  // columns of this warpgroup
+  constexpr bool BY_OTHERS = CHUNKS == 1;  // each warpgroup sums its half of the others, not of the columns
+  constexpr int WIDTH = BY_OTHERS ? CHUNK : CHUNKS / 2 * CHUNK;  // columns of this warpgroup
   const int group = threadIdx.x / 128, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
   float sums[WIDTH / 2];
 #pragma unroll
   for (int i = 0; i < WIDTH / 2; ++i) sums[i] = 0;
 
+  const int first = warp * 16 + lane / 4;
+  const Item rows[2] = {shared.row_items[first], shared.row_items[first + 8]};
   const int count = QUERIES ? p.shape.length : p.shape.computed;
   const int tiles = (count + PASS_OTHERS - 1) / PASS_OTHERS;
   for (int tile = 0; tile < tiles; ++tile) {
     const int stage = tile % PASS_STAGES, buffer = tile % 2;
     cuda::barrier_wait(&shared.full[stage], tile / PASS_STAGES & 1);
-    d_scores_of_tile<QUERIES>(p, shared, stage, buffer);
-    cuda::named_barrier(1, 256);  // both halves are there; the other buffer is read no more
+    d_scores_of_tile<QUERIES>(p, shared, rows, stage, buffer);
+    // What is read of d_scores is there, and the other buffer is read no more.
+    if (BY_OTHERS) cuda::named_barrier(3 + group, 128);
+    else cuda::named_barrier(1, 256);
     const unsigned char* others = shared.others + stage * PassShared<T, CHUNKS>::TILE_BYTES;
     cuda::wgmma_fence();
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const uint64_t a = cuda::matrix_descriptor(shared.d_scores + buffer * PASS_CHUNK_BYTES + i * 32);
-      const uint64_t b = cuda::matrix_descriptor(others + group * (CHUNKS / 2) * PASS_CHUNK_BYTES + i * 2048,
+    for (int i = 0; i < (BY_OTHERS ? 2 : 4); ++i) {
+      const int sixteenth = i + (BY_OTHERS ? group * 2 : 0);
+      const uint64_t a = cuda::matrix_descriptor(shared.d_scores + buffer * PASS_CHUNK_BYTES + sixteenth * 32);
+      const uint64_t b = cuda::matrix_descriptor(others + group * (CHUNKS / 2) * PASS_CHUNK_BYTES + sixteenth * 2048,
                                                  PASS_CHUNK_BYTES);
       cuda::Wgmma<T, WIDTH, true>::run(sums, a, b);
     }
     cuda::wgmma_commit();
     cuda::wgmma_wait<0>(sums);
-    // A lane of each warp would do: named_barrier(1, 256) orders every read of other_items before it. But racecheck
-    // does not follow an order through two barriers, and would report those reads and the producer's next write.
+    // A lane of each warp would do: the named barrier orders every read of other_items before it. But racecheck does not
+    // follow an order through two barriers, and would report those reads and the producer's next write.
     cuda::barrier_arrive(&shared.empty[stage]);
+  }
+
+  if constexpr (BY_OTHERS) {  // what the second one has summed, to the first
+    float(*halves)[128] = reinterpret_cast<float(*)[128]>(shared.d_scores);
+    cuda::named_barrier(1, 256);  // d_scores is read no more
+#pragma unroll
+    for (int i = 0; i < WIDTH / 2; ++i) {
+      if (group == 1) halves[i][threadIdx.x % 128] = sums[i];
+    }
+    cuda::named_barrier(1, 256);
+    if (group == 1) return;
+#pragma unroll
+    for (int i = 0; i < WIDTH / 2; ++i) sums[i] += halves[i][threadIdx.x];
   }
 
   const int width = p.query.width;
 #pragma unroll
   for (int i = 0; i < WIDTH / 2; i += 2) {
     const int row = warp * 16 + lane / 4 + 8 * (i / 2 % 2);
-    const int column = group * WIDTH + i / 4 * 8 + lane % 4 * 2;
+    const int column = (BY_OTHERS ? 0 : group * WIDTH) + i / 4 * 8 + lane % 4 * 2;
     const int n = QUERIES ? shared.row_items[row].position : first_row + row;
     if (column >= width || n < 0 || n >= p.shape.length) continue;
     const bool there = shared.row_items[row].position >= 0;  // scores of a masked key are 0, perhaps far above m
