@@ -6,8 +6,9 @@ Registers a thread, spilled bytes, warps that the registers of an SM hold, instr
 of matrices (HGMMA), exponentials (MUFU.EX2; and how many of them are computed while products are under way), barrier
 waits, and accesses to global memory by width in bytes.
 
-Of kernels that do both at a time, also the cycles of an SM for a tile of 128 × 128 scores, by what is kept busy (tensor
-cores, units of exponentials, schedulers), and what the tile takes if products and exponentials come in turn, or at once.
+Of kernels that do both at a time, also the cycles of an SM for a tile of 128 × 128 scores, by what is kept busy
+(tensor cores, units of exponentials, schedulers), and what the tile takes if products and exponentials come in turn,
+or at once.
 Times come from a GPU alone; this tells whether rows are read 16 bytes at a time, and what became of an inner loop.
 """
 
@@ -75,6 +76,23 @@ class Kernel(NamedTuple):
             if x.startswith("WARPGROUP.DEPBAR"):
                 pending = not x.endswith("0x0")
             found += pending and x.startswith("MUFU.EX2")
+        return found
+
+    def used_too_early(self) -> list[str]:
+        """Instructions, in the order of the code, that touch sums of products that have not been waited for."""
+        found, under_way, group = [], [], set()
+        for x in self.instructions:
+            registers = {int(n) for n in re.findall(r"\bR(\d+)", x)}
+            if product := re.match(r"HGMMA\.64x(\d+)x16\S* R(\d+)", x):
+                first = int(product[2])
+                group |= set(range(first, first + int(product[1]) // 2))
+                if "gsb0" in x:
+                    under_way, group = [*under_way, group], set()
+            elif x.startswith("WARPGROUP.DEPBAR"):
+                left = int(x.rsplit(" ", 1)[1], 16)
+                under_way = under_way[len(under_way) - left :] if left else []
+            elif any(registers & sums for sums in (*under_way, group)):
+                found.append(x)
         return found
 
     def cycles(self, columns: int) -> Cycles:
@@ -213,7 +231,7 @@ def main() -> int:
     if nvcc() is None or disassembler() is None:
         parser.error("needs nvcc, and nvdisasm of CUDA or of the triton package")
     tiles = []
-    print("registers spilled warps instructions HGMMA  EX2 under waits  loads (bytes: count)     stores           kernel")
+    print("registers spilled warps instructions HGMMA  EX2 under waits  loads (bytes: count)     stores  kernel")
     for source in options.sources:
         with tempfile.TemporaryDirectory() as folder:
             cubin = Path(folder) / "kernels.cubin"
@@ -224,7 +242,7 @@ def main() -> int:
                 print(
                     f"{k.registers:9d} {k.spilled:7d} {65536 // (k.registers * 32):5d} "
                     f"{len(k.instructions):12d} {k.count('HGMMA'):5d} {k.count('MUFU.EX2'):4d} {k.under_products():5d} "
-                    f"{k.count('SYNCS.PHASECHK'):5d}  {loads:24s} {stores:16s} {readable(k.name)}"
+                    f"{k.count('SYNCS.PHASECHK'):5d}  {loads:24s} {stores:6s}  {readable(k.name)}"
                 )
                 if k.under_products():  # the last argument of the template: chunks of 64 columns
                     name = readable(k.name)

@@ -108,8 +108,8 @@ __device__ void stream_others(const Pass<T>& p, const PassShared<T, CHUNKS>& sha
 
 // dS of 64 rows, of which this thread has two, and this warpgroup's half of the others, to shared memory.
 template <bool QUERIES, class T, int CHUNKS>
-__device__ void d_scores_of_tile(const Pass<T>& p, const PassShared<T, CHUNKS>& shared, const Item (&rows)[2], int stage,
-                                 int buffer) {
+__device__ void d_scores_of_tile(const Pass<T>& p, const PassShared<T, CHUNKS>& shared, const Item (&rows)[2],
+                                 int stage, int buffer) {
   const int group = threadIdx.x / 128, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
   const unsigned char* others = shared.others + stage * PassShared<T, CHUNKS>::TILE_BYTES + group * 32 * 128;
   float scores[16];
@@ -183,8 +183,8 @@ __device__ void sum_others(const Pass<T>& p, const PassShared<T, CHUNKS>& shared
     }
     cuda::wgmma_commit();
     cuda::wgmma_wait<0>(sums);
-    // A lane of each warp would do: the named barrier orders every read of other_items before it. But racecheck does not
-    // follow an order through two barriers, and would report those reads and the producer's next write.
+    // A lane of each warp would do: the named barrier orders every read of other_items before it. But racecheck does
+    // not follow an order through two barriers, and would report those reads and the producer's next write.
     cuda::barrier_arrive(&shared.empty[stage]);
   }
 

@@ -1,13 +1,13 @@
-// Scores for Hopper: 128 rows, which stay in shared memory, against keys that a producer streams through a ring of stages
-// there. What becomes of them is the business of forward.cuh and score_gradients.cuh.
+// Scores for Hopper: 128 rows, which stay in shared memory, against keys that a producer streams through a ring of
+// stages there. What becomes of them is the business of forward.cuh and score_gradients.cuh.
 //
 // A stage holds 128 keys and 64 columns (16 KB), the rows as many for each chunk of columns: at 512 columns 128 KB of
 // rows and six stages fill an SM. Up to 128 columns, four stages let two blocks of threads share one. Blocks stay: the
 // producer fetches the next rows while the last are finished.
 //
-// The two groups of 64 rows hold scores in registers, a part of the keys at a time, and those of the next part as the
-// tensor cores make them: of a tile of 128 keys (two times 64 registers; 168 a thread, since of nine warps three are on
-// one of the four schedulers), and of half a tile where two blocks share an SM (two times 32 of 96).
+// Each of two groups of 64 rows holds the scores of one part of the keys and, as the tensor cores make them, those of
+// the next. A part is a tile (two times 64 registers; a thread has 168, since of nine warps three are on one scheduler),
+// or half a tile where two blocks share an SM (two times 32 of 96).
 #pragma once
 
 #include <type_traits>
@@ -143,8 +143,8 @@ __device__ void stream_keys(const Product<T>& p, const TileShared<CHUNKS>& share
   }
 }
 
-// The group of 128 threads: one of two of consumers, or 2, the producer. Alike in a warp, as the compiler sees too; it
-// keeps no product under way where warps might part.
+// The group of 128 threads: 0 and 1 consume, 2 is the producer. By a shuffle, which tells the compiler that a warp has
+// one value: where the threads of a warp might part, it waits for every product.
 __device__ inline int group_of_thread() { return __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x / 128), 0); }
 
 // A warp is done with what this barrier guards.
@@ -152,14 +152,14 @@ __device__ inline void arrive_warp(uint64_t* barrier) {
   if (threadIdx.x % 32 == 0) cuda::barrier_arrive(barrier);
 }
 
-// What a thread of the 256 that consume holds of a tile: score i is of row `row() + 8 * (i / 2 % 2)` and of column
+// What a thread of the 256 that consume holds of a part: score i is of row `row() + 8 * (i / 2 % 2)` and of column
 // `column(i)`.
 struct Holder {
   static __device__ int row() { return threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4; }
   static __device__ int column(int i) { return i / 4 * 8 + threadIdx.x % 4 * 2 + i % 2; }
 };
 
-// Which of KEYS keys from `first_key` on may be attended to, bit by bit. Score i is of a key that may be where `sees(i)`.
+// Which of KEYS keys from `first_key` on may be attended to, bit by bit. Score i is of one that may be where `sees(i)`.
 template <int KEYS>
 struct Visible {
   unsigned words[KEYS / 32];
@@ -174,8 +174,8 @@ struct Visible {
   __device__ bool sees(int i) const { return words[i / 16] >> (i / 4 % 4 * 8 + i % 2) & 1; }
 };
 
-// The unscaled scores of a group's 64 rows, part after part of the keys. While one part is worked on, the first products
-// of the next are under way, so that the tensor cores do not wait for its exponentials.
+// The unscaled scores of a group's 64 rows, part after part of the keys. While one part is worked on, the first
+// products of the next are under way, so that the tensor cores do not wait for its exponentials.
 template <class T, int CHUNKS>
 class Parts {
  public:
@@ -185,14 +185,13 @@ class Parts {
   // Calls body(scores, first key) for each part of the tiles; scores of keys beyond the last one are anything.
   template <class Body>
   __device__ void for_each(int first_tile, int last_tile, Body body) {
-    const int last_key = min(last_tile * TILE_KEYS, p_.shape.length);
-    const int rest = last_key % TILE_KEYS, few = !SHARES_SM<CHUNKS> && rest <= 64 ? rest : 0;
+    const int last_key = min(last_tile * TILE_KEYS, p_.shape.length), rest = last_key % TILE_KEYS;
+    const int few = !SHARES_SM<CHUNKS> && rest <= 64 ? rest : 0, end = last_key - few;
     int key = first_tile * TILE_KEYS;
-    if (key < last_key - few) {
+    if (key < end) {
       float even[KEYS / 2], odd[KEYS / 2];
       start<KEYS, false>(even);
-      while (advance<false>(even, odd, key, last_key - few, body) && advance<true>(odd, even, key, last_key - few, body)) {
-      }
+      while (advance<false>(even, odd, key, end, body) && advance<true>(odd, even, key, end, body)) continue;
     }
     if (few > 32) finish<64>(key, body);
     else if (few > 0) finish<32>(key, body);
@@ -246,11 +245,26 @@ class Parts {
     body(scores, key);
   }
 
-  // The products of the first chunks of columns. Where a tile is taken by halves, the ring goes on when it ends.
+  // The products of the first chunks of columns: one group, which no branch divides, or the compiler would make it two
+  // and a wait for all but the last wait for the first of them. Where a tile is taken by halves, the ring goes on when
+  // it ends.
   template <int N, bool SECOND>
   __device__ void start(float (&scores)[N / 2]) {
-    multiply<N, SECOND, 0>(scores, 0);
-    if constexpr (AHEAD == 2) multiply<N, SECOND, 1>(scores, 1);
+    constexpr bool HALF = SHARES_SM<CHUNKS>;
+    int stage[AHEAD];
+    Ring<CHUNKS> ring = ring_;
+#pragma unroll
+    for (int chunk = 0; chunk < AHEAD; ++chunk) {
+      stage[chunk] = ring.stage;
+      if (!HALF || !SECOND) cuda::barrier_wait(&shared_.full[ring.stage], ring.round);
+      ring.next();
+    }
+    if (!HALF) ring_ = ring;
+    const int half = HALF && SECOND ? KEYS * 128 : 0;
+    cuda::wgmma_fence();
+    multiply<N, true>(scores, 0, stage[0], half);
+#pragma unroll
+    for (int chunk = 1; chunk < AHEAD; ++chunk) multiply<N, false>(scores, chunk, stage[chunk], half);
     cuda::wgmma_commit();
   }
 
@@ -259,8 +273,11 @@ class Parts {
   __device__ void go_on(float (&scores)[N / 2]) {
     if constexpr (!SHARES_SM<CHUNKS>) {
       for (int chunk = AHEAD; chunk < p_.chunks; ++chunk) {
-        multiply<N, false, 2>(scores, chunk);
+        cuda::barrier_wait(&shared_.full[ring_.stage], ring_.round);
+        cuda::wgmma_fence();
+        multiply<N, false>(scores, chunk, ring_.stage, 0);
         cuda::wgmma_commit();
+        ring_.next();
         cuda::wgmma_wait<1>();
         if (chunk == AHEAD) release(3);
         release(2);
@@ -268,17 +285,11 @@ class Parts {
     }
   }
 
-  // The products of a chunk: the first, the second or any other one.
-  template <int N, bool SECOND, int WHICH>
-  __device__ void multiply(float (&scores)[N / 2], int chunk) {
-    constexpr bool HALF = SHARES_SM<CHUNKS>;
-    const int stage = ring_.stage + (HALF ? WHICH : 0);
-    if (!HALF || !SECOND) cuda::barrier_wait(&shared_.full[stage], ring_.round);
+  template <int N, bool FROM_ZERO>
+  __device__ void multiply(float (&scores)[N / 2], int chunk, int stage, int half) {
     const uint64_t q = cuda::matrix_descriptor(shared_.query + chunk * BOX_BYTES + group_ * 64 * 128);
-    const uint64_t k = cuda::matrix_descriptor(shared_.stages + stage * BOX_BYTES + (HALF && SECOND ? KEYS * 128 : 0));
-    if (!HALF) ring_.next();
-    cuda::wgmma_fence();
-    cuda::Wgmma<T, N, false, WHICH == 0>::run(scores, q, k);
+    const uint64_t k = cuda::matrix_descriptor(shared_.stages + stage * BOX_BYTES + half);
+    cuda::Wgmma<T, N, false, FROM_ZERO>::run(scores, q, k);
 #pragma unroll
     for (int column = 16; column < CHUNK; column += 16) {
       cuda::Wgmma<T, N, false>::run(scores, cuda::to_the_right(q, column), cuda::to_the_right(k, column));

@@ -32,14 +32,28 @@ def test_kernels_compile_without_spills(source, architecture, tmp_path):
         return
     if sass_report.disassembler() is None:
         pytest.skip("there is no nvdisasm")
-    forward, scores, rows = (
-        [k for k in kernels if name in k.name] for name in ("forward_k", "score_grad", "row_grad")
+    forward, scores, rows, passes = (
+        [k for k in kernels if name in k.name] for name in ("forward_k", "score_grad", "row_grad", "pass_k")
     )
+    for k in forward + scores + passes:
+        assert not k.used_too_early(), "sums of products that have not been waited for"
     for k in forward + scores:
-        # Products of 128, 64 and 32 keys, four each; tensor copies and barriers of shared memory.
-        assert k.count("HGMMA") == 12
+        (chunks,) = map(int, re.findall(r"Li(\d)E", k.name))
+        # Products of four parts, two that alternate, and their starts; of up to 512 columns those of two short tiles too.
+        assert k.count("HGMMA") == {1: 12, 2: 24, 8: 56}[chunks]
         assert k.count("UTMALDG")
         assert k.count("SYNCS")
+        # A branch among the products of a start would make them two groups, of which a wait for all but one leaves half.
+        groups = [x.count("HGMMA") for x in "\n".join(k.instructions).split("gsb0") if "HGMMA" in x]
+        assert groups.count(4 if chunks == 1 else 8) >= 3
+        # Two parts, of 32 or 64 scores a thread, are worked on while the products of the next are under way.
+        assert k.under_products() >= 2 * (64 if chunks == 8 else 32)
+        assert 65536 // (k.registers * 32) >= (9 if chunks == 8 else 18), "warps of the blocks of an SM"
+        cycles = k.cycles(64 * chunks)
+        if k in forward:
+            assert cycles.issued <= {1: 800, 2: 850, 8: 1300}[chunks]
+            assert cycles.exponentials <= {1: 960, 2: 1024, 8: 1088}[chunks]
+        assert cycles.at_once <= {1: 1200, 2: 1230, 8: 4096}[chunks]
     for k in forward + rows:  # tokens move in vectors, statistics one by one
         assert k.widths("LDG")[16] >= 8
         assert 2 not in k.widths("LDG") | k.widths("STG")

@@ -70,6 +70,28 @@ def test_positions_outside_are_ignored(target):
     assert torch.equal(d_tokens, expected)
 
 
+@target
+@pytest.mark.parametrize("width", [64, 128])  # where some of the exponentials are polynomials
+def test_weights_are_exact_where_products_are(target, width):
+    impl, device = target
+    query, key = (torch.randint(-2, 3, (1, 1, 200, width), device=device).bfloat16() for _ in range(2))
+    p = diagonal_attention(query, key, key, scale=0.25, return_weights=True, impl=impl)[1]
+    scores = 0.25 * query.double() @ key.double().mT
+    torch.testing.assert_close(
+        p.double(), scores.softmax(-1).diagonal(dim1=-2, dim2=-1), rtol=5e-6, atol=1e-30
+    )
+
+
+@target
+@pytest.mark.parametrize("width", [64, 128])
+def test_one_key_of_nan_is_in_every_sum(target, width):
+    impl, device = target
+    query, key = (torch.randn(1, 32, 70, width, device=device).bfloat16() for _ in range(2))
+    for head in range(32):
+        key[0, head, head, 3] = torch.nan
+    assert diagonal_attention(query, key, key, return_weights=True, impl=impl)[1].isnan().all()
+
+
 @pytest.mark.skipif(
     "emulated" not in OPERATORS["diagonal_attention"].IMPLEMENTATIONS,
     reason="the CUDA kernels cannot be emulated here",
