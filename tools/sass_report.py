@@ -103,7 +103,9 @@ class Kernel(NamedTuple):
         count = sum(x.startswith("HGMMA") for block in products for x in block)
         # Of several forms of the inner loop the longest: the others find the diagonal, or have no keys to come.
         inner = max((b for b in self.blocks if _exponentials(b) > 0.8 * held), key=len)
-        warps_turns = SCORES / (64 * keys) * columns / 16  # of one scheduler, for which each product is issued once
+        warps_turns = (
+            SCORES / (64 * keys) * columns / 16
+        )  # of one scheduler, for which each product is issued once
         return Cycles(
             tensor=SCORES * columns / 2048,
             exponentials=_exponentials(inner) / held * SCORES / 16,
@@ -191,7 +193,9 @@ def kernels(log: str, architecture: str, cubin: Path | None) -> list[Kernel]:
             name = re.split(r"[,\s]", section, maxsplit=1)[0]
             blocks[name] = [[]]
             for label, text in re.findall(
-                r"^(?:(\.L\w+):|\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z].*?)\s*;)", section, re.MULTILINE
+                r"^(?:(\.L\w+):|\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z].*?)\s*;)",
+                section,
+                re.MULTILINE,
             ):
                 if text:
                     blocks[name][-1].append(text)
@@ -231,7 +235,9 @@ def main() -> int:
     if nvcc() is None or disassembler() is None:
         parser.error("needs nvcc, and nvdisasm of CUDA or of the triton package")
     tiles = []
-    print("registers spilled warps instructions HGMMA  EX2 under waits  loads (bytes: count)     stores  kernel")
+    print(
+        "registers spilled warps instructions HGMMA  EX2 under waits  loads (bytes: count)     stores  kernel"
+    )
     for source in options.sources:
         with tempfile.TemporaryDirectory() as folder:
             cubin = Path(folder) / "kernels.cubin"

@@ -39,11 +39,11 @@ def test_kernels_compile_without_spills(source, architecture, tmp_path):
         assert not k.used_too_early(), "sums of products that have not been waited for"
     for k in forward + scores:
         (chunks,) = map(int, re.findall(r"Li(\d)E", k.name))
-        # Products of four parts, two that alternate, and their starts; of up to 512 columns those of two short tiles too.
+        # Three starts of a part; up to 512 columns also the other chunks of two, and two tiles of few keys.
         assert k.count("HGMMA") == {1: 12, 2: 24, 8: 56}[chunks]
         assert k.count("UTMALDG")
         assert k.count("SYNCS")
-        # A branch among the products of a start would make them two groups, of which a wait for all but one leaves half.
+        # A branch within a start would make two groups of its products, and a wait for all but one end the first.
         groups = [x.count("HGMMA") for x in "\n".join(k.instructions).split("gsb0") if "HGMMA" in x]
         assert groups.count(4 if chunks == 1 else 8) >= 3
         # Two parts, of 32 or 64 scores a thread, are worked on while the products of the next are under way.
