@@ -43,7 +43,8 @@ def diagonal_attention(
 
     Args:
         query: (B, H, N, E), fp16, bf16, fp32 or fp64. Under autocast, query, key and value are cast to the
-            autocast dtype.
+            autocast dtype. fp32 on a GPU is at least as precise as
+            ``torch.backends.cuda.matmul.allow_tf32`` lets torch's own products be.
         key: (B, H, N, E), the dtype of ``query``.
         value: (B, H, N, Ev), the dtype of ``query``.
         scale: factor of the scores, 1/√E by default.

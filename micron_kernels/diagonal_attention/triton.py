@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import triton
 from torch import Tensor
@@ -9,13 +11,22 @@ from torch import Tensor
 from .._extension import with_contiguous_rows
 from .._triton import Tile, is_hopper, launch, shared_bytes
 from .arguments import Gradients, Inputs, Saved, Wanted
-from .by_scores import gradients_by_scores, heads_at_a_time
+from .by_scores import (
+    Block,
+    blocks,
+    gradients_by_scores,
+    heads_at_a_time,
+    rows_at_a_time,
+    scores_by_blocks,
+)
 from .rows import gradient_of_weight, slots_of_positions, weight_per_head
 from .triton_kernels import (
     forward_kernel,
+    gradients_of_scores_kernel,
     key_gradients_kernel,
     query_gradients_kernel,
     row_gradients_kernel,
+    rows_of_scores_kernel,
     score_gradients_kernel,
 )
 
@@ -36,6 +47,14 @@ def _forward_tile(dtype: torch.dtype, width: int, gathers: bool, device: torch.d
     if is_hopper(device):
         return Tile(64, 128, columns, num_warps=4, num_stages=4)
     return Tile(128, 128, columns, num_warps=8, num_stages=stages)
+
+
+def _row_tile(columns: int, device: torch.device) -> Tile:
+    """Of what is done with scores that are stored: rows by keys."""
+    columns = max(16, triton.next_power_of_2(columns))
+    if device.type == "cpu":
+        return Tile(256, 256, columns)
+    return Tile(8, 256, min(256, columns), num_warps=4)
 
 
 def _score_tile(dtype: torch.dtype, width: int, device: torch.device) -> Tile:
@@ -88,6 +107,36 @@ def forward(inputs: Inputs, keep: bool) -> tuple[Tensor, Saved]:
     query, key, value = (with_contiguous_rows(x) for x in (query, key, value))
     weight = weight_per_head(row_weight, heads)
     weight = value[..., 0] if weight is None else weight
+    mask = query if key_mask is None else key_mask.contiguous()
+    results = (out, weights, row_max, row_sum)
+    flags = {
+        "VALUE_WIDTH": value.shape[3],
+        "HAS_WEIGHT": row_weight is not None,
+        "HAS_MASK": key_mask is not None,
+    }
+    if query.dtype == torch.float32 and rows is None and rows_at_a_time(query):
+        row_tile = _row_tile(value.shape[3], query.device)
+        for of_heads, of_rows, scores in scores_by_blocks(query, key, scale):
+            launch(
+                rows_of_scores_kernel,
+                (len(scores) * triton.cdiv(scores.shape[1], row_tile.BLOCK_M),),
+                scores,
+                value,
+                weight,
+                mask,
+                *results,
+                *value.stride()[:3],
+                *weight.stride(),
+                *scores.stride()[:2],
+                heads,
+                length,
+                of_heads.start,
+                of_rows.start,
+                scores.shape[1],
+                **flags,
+                **row_tile.constants(),
+            )
+        return out, Saved(weights, row_max, row_sum)
     tile = _forward_tile(query.dtype, width, rows is not None or key_mask is not None, query.device)
     launch(
         forward_kernel,
@@ -97,11 +146,8 @@ def forward(inputs: Inputs, keep: bool) -> tuple[Tensor, Saved]:
         value,
         weight,
         query if rows is None else rows.contiguous(),
-        query if key_mask is None else key_mask.contiguous(),
-        out,
-        weights,
-        row_max,
-        row_sum,
+        mask,
+        *results,
         *query.stride()[:3],
         *key.stride()[:3],
         *value.stride()[:3],
@@ -111,13 +157,60 @@ def forward(inputs: Inputs, keep: bool) -> tuple[Tensor, Saved]:
         length,
         computed,
         WIDTH=width,
-        VALUE_WIDTH=value.shape[3],
-        HAS_WEIGHT=row_weight is not None,
         HAS_ROWS=rows is not None,
-        HAS_MASK=key_mask is not None,
+        **flags,
         **tile.constants(),
     )
     return out, Saved(weights, row_max, row_sum)
+
+
+def _score_gradients(
+    query: Tensor, key: Tensor, scale: float, statistics: tuple[Tensor, ...]
+) -> Iterator[Block]:
+    """dS of whole heads. ``statistics``: row_max, f and c."""
+    (_, heads, length, width) = query.shape
+    tile = _score_tile(query.dtype, width, query.device)
+    for block in blocks(query):
+        launch(
+            score_gradients_kernel,
+            (len(block.scores) * triton.cdiv(length, tile.BLOCK_M) * triton.cdiv(length, tile.BLOCK_N),),
+            query,
+            key,
+            *statistics,
+            block.scores,
+            *query.stride()[:3],
+            *key.stride()[:3],
+            scale,
+            heads,
+            length,
+            block.scores.stride(1),
+            block.heads.start,
+            WIDTH=width,
+            **tile.constants(),
+        )
+        yield block
+
+
+def _scores_to_gradients(
+    query: Tensor, key: Tensor, scale: float, statistics: tuple[Tensor, ...]
+) -> Iterator[Block]:
+    """The same in fp32, where scores by torch are faster."""
+    length = query.shape[2]
+    tile = _row_tile(1, query.device)
+    for block in scores_by_blocks(query, key, scale):
+        launch(
+            gradients_of_scores_kernel,
+            (len(block.scores) * triton.cdiv(length, tile.BLOCK_M) * triton.cdiv(length, tile.BLOCK_N),),
+            block.scores,
+            *statistics,
+            length,
+            block.scores.stride(1),
+            block.heads.start,
+            BLOCK_M=tile.BLOCK_M,
+            BLOCK_N=tile.BLOCK_N,
+            num_warps=tile.num_warps,
+        )
+        yield block
 
 
 def backward(
@@ -191,27 +284,11 @@ def backward(
         d_key = key.new_empty((batch, heads, length, width))
     layout = (*query.stride()[:3], *key.stride()[:3], scale, heads, length)
     if rows is None and key_mask is None and heads_at_a_time(query):
-        tile = _score_tile(query.dtype, width, query.device)
-
-        def score_gradients(first_head: int, d_scores: Tensor) -> None:
-            blocks = triton.cdiv(length, tile.BLOCK_M) * triton.cdiv(length, tile.BLOCK_N)
-            launch(
-                score_gradients_kernel,
-                (len(d_scores) * blocks,),
-                query,
-                key,
-                row_max,
-                slot_f,
-                slot_c,
-                d_scores,
-                *layout,
-                d_scores.stride(1),
-                first_head,
-                WIDTH=width,
-                **tile.constants(),
-            )
-
-        gradients_by_scores(query, key, scale, d_query, d_key, score_gradients)
+        statistics = (row_max, slot_f, slot_c)
+        d_scores = (_scores_to_gradients if query.dtype == torch.float32 else _score_gradients)(
+            query, key, scale, statistics
+        )
+        gradients_by_scores(query, key, scale, d_query, d_key, d_scores)
         wanted = wanted._replace(query=False, key=False)
     tile = _backward_tile(query.dtype, width, rows is not None or key_mask is not None, query.device)
     flags = {"WIDTH": width, "HAS_ROWS": rows is not None, "HAS_MASK": key_mask is not None}

@@ -10,6 +10,9 @@ f_i = g_i / l_i, c_i = g_i (1 − p_i), dV_i and dw_i; then two passes that make
 ``rows`` names positions, a *slot* each; a position may have several. What they add to its gradients is summed in the
 order of the slots, so that the result does not depend on which block runs first. Without ``rows`` or a mask
 there need be no passes: dS is stored, and two products of torch's make dQ and dK (``by_scores``).
+
+fp32 has no tensor cores, and torch's products are faster than ``tl.dot`` then: without ``rows`` they make the scores
+too, which are stored, a block of heads or rows at a time.
 """
 
 from __future__ import annotations
@@ -94,6 +97,33 @@ def row_products(a, b, stride_a, stride_b, positions, there, WIDTH: tl.constexpr
 
 
 @triton.jit
+def finish_rows(
+    own, maximum, total, value, row_weight, out, weights, row_max, row_sum,
+    value_b, value_h, value_n, weight_b, weight_h, weight_n, heads, computed, head, slots, positions, there,
+    VALUE_WIDTH: tl.constexpr, HAS_WEIGHT: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Write what the forward gives of some slots; ``total`` is the sum of exponentials, ``own`` among them."""
+    total = tl.where(total == 0.0, 1.0, total)
+    p = own / total
+    inside = slots < computed
+    tl.store(weights + head * computed + slots, p, mask=inside)
+    tl.store(row_max + head * computed + slots, maximum, mask=inside)
+    tl.store(row_sum + head * computed + slots, total, mask=inside)
+    if HAS_WEIGHT:
+        row_weight = head_of(row_weight, weight_b, weight_h, head, heads)
+        p *= tl.load(row_weight + positions.to(tl.int64) * weight_n, mask=there, other=0.0)
+    value = head_of(value, value_b, value_h, head, heads)
+    out += head * computed * VALUE_WIDTH
+    for start in range(0, VALUE_WIDTH, COLUMNS):
+        columns = start + tl.arange(0, COLUMNS)
+        v = load_rows(value, positions, value_n, there, columns, VALUE_WIDTH).to(tl.float32)
+        mask = inside[:, None] & (columns < VALUE_WIDTH)[None, :]
+        tl.store(
+            out + slots.to(tl.int64)[:, None] * VALUE_WIDTH + columns[None, :], p[:, None] * v, mask=mask
+        )
+
+
+@triton.jit
 def forward_kernel(
     query, key, value, row_weight, rows, key_mask, out, weights, row_max, row_sum,
     query_b, query_h, query_n, key_b, key_h, key_n, value_b, value_h, value_n, weight_b, weight_h, weight_n,
@@ -138,27 +168,53 @@ def forward_kernel(
     higher = tl.maximum(maximum, tl.where(there, diagonal, -float("inf")))
     higher = tl.where(higher == -float("inf"), 0.0, higher)
     own = tl.where(there, exp(diagonal - higher, PRECISE), 0.0)
-    total = total * exp(maximum - higher, PRECISE) + own
-    maximum = higher
-    total = tl.where(total == 0.0, 1.0, total)
-    p = own / total
-    inside = slots < computed
-    tl.store(weights + head * computed + slots, p, mask=inside)
-    tl.store(row_max + head * computed + slots, maximum, mask=inside)
-    tl.store(row_sum + head * computed + slots, total, mask=inside)
+    finish_rows(
+        own, higher, total * exp(maximum - higher, PRECISE) + own,
+        value, row_weight, out, weights, row_max, row_sum,
+        value_b, value_h, value_n, weight_b, weight_h, weight_n, heads, computed, head, slots, positions, there,
+        VALUE_WIDTH, HAS_WEIGHT, COLUMNS,
+    )  # fmt: skip
 
-    if HAS_WEIGHT:
-        row_weight = head_of(row_weight, weight_b, weight_h, head, heads)
-        p *= tl.load(row_weight + positions.to(tl.int64) * weight_n, mask=there, other=0.0)
-    value = head_of(value, value_b, value_h, head, heads)
-    out += head * computed * VALUE_WIDTH
-    for start in range(0, VALUE_WIDTH, COLUMNS):
-        columns = start + tl.arange(0, COLUMNS)
-        v = load_rows(value, positions, value_n, there, columns, VALUE_WIDTH).to(tl.float32)
-        mask = inside[:, None] & (columns < VALUE_WIDTH)[None, :]
-        tl.store(
-            out + slots.to(tl.int64)[:, None] * VALUE_WIDTH + columns[None, :], p[:, None] * v, mask=mask
-        )
+
+@triton.jit
+def rows_of_scores_kernel(
+    scores, value, row_weight, key_mask, out, weights, row_max, row_sum,
+    value_b, value_h, value_n, weight_b, weight_h, weight_n, score_h, score_n,
+    heads, length, first_head, first_row, rows,
+    VALUE_WIDTH: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_MASK: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """The forward from scores (heads, rows, N) that are stored, scaled and in fp32."""
+    blocks = tl.cdiv(rows, BLOCK_M)
+    head = (first_head + tl.program_id(0) // blocks).to(tl.int64)
+    batch = head // heads
+    block_rows = (tl.program_id(0) % blocks) * BLOCK_M + tl.arange(0, BLOCK_M)
+    inside = block_rows < rows
+    positions = first_row + block_rows
+    there = visible(key_mask, positions, inside, length, batch, HAS_MASK)
+    scores += (head - first_head) * score_h + block_rows.to(tl.int64) * score_n
+
+    maximum = tl.full([BLOCK_M], -float("inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    for start in range(0, length, BLOCK_N):
+        keys = start + tl.arange(0, BLOCK_N)
+        seen = visible(key_mask, keys, keys < length, length, batch, HAS_MASK)
+        mask = there[:, None] & seen[None, :]
+        s = tl.load(scores[:, None] + keys[None, :], mask=mask, other=-float("inf"))
+        higher = tl.maximum(maximum, tl.max(s, 1))
+        finite = tl.where(higher == -float("inf"), 0.0, higher)  # every key so far is masked
+        total = total * exp(maximum - finite, True) + tl.sum(exp(s - finite[:, None], True), 1)
+        maximum = higher
+    maximum = tl.where(maximum == -float("inf"), 0.0, maximum)
+    diagonal = tl.load(scores + positions, mask=there, other=0.0)
+    own = tl.where(there, exp(diagonal - maximum, True), 0.0)
+    slots = tl.where(inside, positions, length)
+    finish_rows(
+        own, maximum, total,
+        value, row_weight, out, weights, row_max, row_sum,
+        value_b, value_h, value_n, weight_b, weight_h, weight_n, heads, length, head, slots, positions, there,
+        VALUE_WIDTH, HAS_WEIGHT, COLUMNS,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -264,6 +320,29 @@ def score_gradients_kernel(
     d_s = tl.where(on_diagonal, tl.load(c + at, mask=inside, other=0.0)[:, None], d_s)
     d_scores += ((head - first_head) * length + positions)[:, None] * row + keys[None, :]
     tl.store(d_scores, d_s, mask=inside[:, None] & seen[None, :])
+
+
+@triton.jit
+def gradients_of_scores_kernel(
+    scores, row_max, f, c, length, row, first_head,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """dS in the place of scores (heads, N, N) that are stored, scaled and in fp32, each in ``row`` elements."""
+    blocks_of_keys = tl.cdiv(length, BLOCK_N)
+    blocks = tl.cdiv(length, BLOCK_M) * blocks_of_keys
+    head = (first_head + tl.program_id(0) // blocks).to(tl.int64)
+    block = tl.program_id(0) % blocks
+    positions = (block // blocks_of_keys) * BLOCK_M + tl.arange(0, BLOCK_M)
+    keys = (block % blocks_of_keys) * BLOCK_N + tl.arange(0, BLOCK_N)
+    inside = positions < length
+    both = inside[:, None] & (keys < length)[None, :]
+    at = head * length + positions
+    scores += ((head - first_head) * length + positions)[:, None] * row + keys[None, :]
+    m = tl.load(row_max + at, mask=inside, other=0.0)
+    s = tl.load(scores, mask=both, other=0.0)
+    d_s = -tl.load(f + at, mask=inside, other=0.0)[:, None] * exp(s - m[:, None], True)
+    on_diagonal = positions[:, None] == keys[None, :]
+    tl.store(scores, tl.where(on_diagonal, tl.load(c + at, mask=inside, other=0.0)[:, None], d_s), mask=both)
 
 
 @triton.jit

@@ -4,7 +4,7 @@ import torch
 import harness
 from micron_kernels import diagonal_attention
 from micron_kernels.diagonal_attention import ops, reference
-from micron_kernels.diagonal_attention.by_scores import heads_at_a_time
+from micron_kernels.diagonal_attention.by_scores import heads_at_a_time, rows_at_a_time
 from micron_kernels.testing import eager_diagonal_attention
 from property_based import given, settings, st
 
@@ -133,6 +133,27 @@ def test_scores_of_some_heads_at_a_time(target):
     dtype, shape = harness.a_dtype(ops, impl, device), (2, 3, 33, 8)
     assert heads_at_a_time(torch.empty(shape, dtype=dtype)) == 2
     harness.check(both, eager_diagonal_attention, lambda: make(shape, dtype=dtype, device=device), WRT, impl)
+
+
+@target
+@pytest.mark.parametrize("dtype", [torch.float32], ids=str)
+@pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
+@pytest.mark.parametrize(
+    ("shape", "heads", "rows"),
+    [((2, 3, 33, 8), 2, 33), ((1, 2, 300, 33), 0, 132), ((1, 1, 300, 63), 0, 0)],
+    ids=["heads", "rows", "neither"],
+)
+def test_scores_that_are_stored_by_blocks(target, shape, heads, rows, masked, dtype):
+    impl, device = target
+    query = torch.empty(shape, dtype=dtype)
+    assert (heads_at_a_time(query), rows_at_a_time(query)) == (heads, rows)
+    harness.check(
+        both,
+        eager_diagonal_attention,
+        lambda: make(shape, dtype=dtype, device=device, masked=masked),
+        WRT,
+        impl,
+    )
 
 
 @target

@@ -23,6 +23,8 @@ TENSOR_CORES = {
 EXPONENTIALS = (
     "forward_kernel",
     "score_gradients_kernel",
+    "rows_of_scores_kernel",
+    "gradients_of_scores_kernel",
     "query_gradients_kernel",
     "key_gradients_kernel",
 )
