@@ -279,6 +279,7 @@ Tensor some(const Tensor& x, int64_t first, int64_t count) {
 void gradients_by_scores(const cuda::Device& device, const Tensor& query, const Tensor& key, double scale,
                          const Tensor& row_max, const Tensor& f, const Tensor& c, int64_t most,
                          const OptionalTensor& d_query, const OptionalTensor& d_key) {
+  if (!d_query && !d_key) return;
   const int64_t heads = query.size(0) * query.size(1), length = query.size(2), row = padded(length);
   const int64_t parts = (heads + most - 1) / most, at_a_time = (heads + parts - 1) / parts;
   const Tensor scratch = new_tensor(query, query.scalar_type(), {at_a_time, length, row});

@@ -283,7 +283,7 @@ def backward(
     if wanted.key:
         d_key = key.new_empty((batch, heads, length, width))
     layout = (*query.stride()[:3], *key.stride()[:3], scale, heads, length)
-    if rows is None and key_mask is None and heads_at_a_time(query):
+    if (wanted.query or wanted.key) and rows is None and key_mask is None and heads_at_a_time(query):
         statistics = (row_max, slot_f, slot_c)
         d_scores = (_scores_to_gradients if query.dtype == torch.float32 else _score_gradients)(
             query, key, scale, statistics
