@@ -104,14 +104,15 @@ __device__ inline void named_barrier(int number, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
 }
 
-// The registers of each thread of this warpgroup from now on.
-template <int COUNT>
+// The registers of each thread of this warpgroup from now on. So many BLOCKS share an SM by the kernel's
+// __launch_bounds__, which tells the emulator with how many a thread starts.
+template <int COUNT, int BLOCKS>
 __device__ inline void registers_down() {
 #ifdef MICRON_HOPPER
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COUNT));
 #endif
 }
-template <int COUNT>
+template <int COUNT, int BLOCKS>
 __device__ inline void registers_up() {
 #ifdef MICRON_HOPPER
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COUNT));

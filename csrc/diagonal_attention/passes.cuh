@@ -1,6 +1,10 @@
 // The two passes of the backward for Hopper, in memory that does not grow with N²: each makes the scores again and
-// multiplies them at once, 64 rows a block. For rows that are gathered, masked ones, and lengths whose scores are not
-// to be stored. The formulas, and f and c, are those of micron_kernels/diagonal_attention/triton_kernels.py.
+// multiplies them at once. For rows that are gathered, masked ones, and lengths whose scores are not to be stored. The
+// formulas, and f and c, are those of micron_kernels/diagonal_attention/triton_kernels.py.
+//
+// A block has 64 rows in shared memory and two stages of 64 others, whole rows of them: 210 KB at 512 columns. Two
+// warpgroups hold the sums, at 512 columns 128 registers a thread of 232, which the producer's warpgroup leaves to them.
+// Up to 128 columns the sums are 32 registers, and two blocks share an SM: one multiplies while the other has dS to make.
 #pragma once
 
 #include "row_gradients.cuh"
@@ -9,6 +13,8 @@ namespace micron::diagonal_attention {
 
 constexpr int PASS_ROWS = 64, PASS_OTHERS = 64, PASS_STAGES = 2;
 constexpr int PASS_THREADS = 256 + 128;  // two warpgroups that share the rows, and the producer
+template <int CHUNKS>
+constexpr int PASS_BLOCKS = CHUNKS <= 2 ? 2 : 1;  // that share an SM
 constexpr int PASS_CHUNK_BYTES = 64 * 128;
 
 // One of two passes. QUERIES: rows are slots, the others are keys, and the sums are dQ. Otherwise rows are keys, the
@@ -224,7 +230,7 @@ __device__ void sum_others(const Pass<T>& p, const PassShared<T, CHUNKS>& shared
 #endif
 
 template <bool QUERIES, class T, int CHUNKS>
-__global__ void __launch_bounds__(PASS_THREADS, 1) pass_kernel(const __grid_constant__ Pass<T> p) {
+__global__ void __launch_bounds__(PASS_THREADS, PASS_BLOCKS<CHUNKS>) pass_kernel(const __grid_constant__ Pass<T> p) {
 #ifdef MICRON_HOPPER
   MICRON_DYNAMIC_SHARED(memory);
   const PassShared<T, CHUNKS> shared(memory);
@@ -253,10 +259,10 @@ __global__ void __launch_bounds__(PASS_THREADS, 1) pass_kernel(const __grid_cons
   }
   __syncthreads();
   if (thread < 256) {
-    cuda::registers_up<232>();
+    cuda::registers_up<PASS_BLOCKS<CHUNKS> == 2 ? 96 : 232, PASS_BLOCKS<CHUNKS>>();
     sum_others<QUERIES>(p, shared, first_row, batch, head_index);
   } else {
-    cuda::registers_down<40>();
+    cuda::registers_down<40, PASS_BLOCKS<CHUNKS>>();
     stream_others<QUERIES>(p, shared, batch, head, head_index);
   }
 #endif

@@ -152,19 +152,26 @@ inline void named_barrier(int number, int threads) {
   emulator::wait_at(emulator::grid().named[number], threads);
 }
 // Registers change hands among the threads of a block: who asks for more waits until others have given them up.
-template <int COUNT>
-void registers_down() {
+template <int COUNT, int BLOCKS>
+int& registers_of_thread() {
   static_assert(COUNT % 8 == 0 && COUNT >= 24 && COUNT <= 256);
   int& mine = emulator::current().registers;
+  const int warps = static_cast<int>(emulator::grid().block.x + 31) / 32;
+  const int of_a_scheduler = (warps * BLOCKS + 3) / 4;  // what __launch_bounds__ lets the compiler have
+  if (mine == 0) mine = std::min(255, 512 / of_a_scheduler / 8 * 8);
+  return mine;
+}
+template <int COUNT, int BLOCKS>
+void registers_down() {
+  int& mine = registers_of_thread<COUNT, BLOCKS>();
   if (COUNT > mine) emulator::fail("setmaxnreg.dec: to more registers than the thread has");
   if (emulator::is_planted("registers_down")) return;
   emulator::grid().free_registers += mine - COUNT;
   mine = COUNT;
 }
-template <int COUNT>
+template <int COUNT, int BLOCKS>
 void registers_up() {
-  static_assert(COUNT % 8 == 0 && COUNT >= 24 && COUNT <= 256);
-  int& mine = emulator::current().registers;
+  int& mine = registers_of_thread<COUNT, BLOCKS>();
   if (COUNT < mine) emulator::fail("setmaxnreg.inc: to fewer registers than the thread has");
   emulator::wait_until([&] { return emulator::grid().free_registers >= COUNT - mine; });
   emulator::grid().free_registers -= COUNT - mine;
