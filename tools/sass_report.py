@@ -7,8 +7,8 @@ of matrices (HGMMA), exponentials (MUFU.EX2; and how many of them are computed w
 waits, and accesses to global memory by width in bytes.
 
 Of kernels that do both at a time, also the cycles of an SM for a tile of 128 × 128 scores, by what is kept busy
-(tensor cores, units of exponentials, schedulers), and what the tile takes if products and exponentials come in turn,
-or at once.
+(tensor cores, units of exponentials, shared memory, schedulers), and what the tile takes if products and
+exponentials come in turn, or at once.
 Times come from a GPU alone; this tells whether rows are read 16 bytes at a time, and what became of an inner loop.
 """
 
@@ -37,6 +37,7 @@ class Cycles(NamedTuple):
 
     tensor: float  # the tensor cores, at 2048 multiplications of 16 bits a cycle
     exponentials: float  # their units, at 16 a cycle
+    shared: float  # shared memory, at 128 bytes a cycle: operands of products, and keys that come in
     around: float  # instructions issued around the products, by four schedulers
     beside: float  # those of the inner loop of exponentials, these included
 
@@ -50,7 +51,7 @@ class Cycles(NamedTuple):
 
     @property
     def at_once(self) -> float:
-        return max(self.tensor, self.exponentials, self.issued)
+        return max(self.tensor, self.exponentials, self.shared, self.issued)
 
 
 def _exponentials(block: list[str]) -> int:
@@ -103,13 +104,12 @@ class Kernel(NamedTuple):
         count = sum(x.startswith("HGMMA") for block in products for x in block)
         # Of several forms of the inner loop the longest: the others find the diagonal, or have no keys to come.
         inner = max((b for b in self.blocks if _exponentials(b) > 0.8 * held), key=len)
-        warps_turns = (
-            SCORES / (64 * keys) * columns / 16
-        )  # of one scheduler, for which each product is issued once
+        turns = SCORES / (64 * keys) * columns / 16  # products, each of which every scheduler issues once
         return Cycles(
             tensor=SCORES * columns / 2048,
             exponentials=_exponentials(inner) / held * SCORES / 16,
-            around=sum(map(len, products)) / count * warps_turns,
+            shared=(turns * (64 + keys) * 16 + 128 * columns) * 2 / 128,
+            around=sum(map(len, products)) / count * turns,
             beside=len(inner) / held * SCORES / 128,
         )
 
@@ -254,11 +254,11 @@ def main() -> int:
                     name = readable(k.name)
                     tiles.append((name, k.cycles(64 * int(name.rstrip(">").split(", ")[-1]))))
     if tiles:
-        print("\ntensor exponentials issued  in turn  at once  cycles of an SM for 128 × 128 scores")
+        print("\ntensor exponentials shared issued  in turn  at once  cycles of an SM for 128 × 128 scores")
     for name, cycles in tiles:
         print(
-            f"{cycles.tensor:6.0f} {cycles.exponentials:12.0f} {cycles.issued:6.0f} {cycles.in_turn:8.0f} "
-            f"{cycles.at_once:8.0f}  {name}"
+            f"{cycles.tensor:6.0f} {cycles.exponentials:12.0f} {cycles.shared:6.0f} {cycles.issued:6.0f} "
+            f"{cycles.in_turn:8.0f} {cycles.at_once:8.0f}  {name}"
         )
     return 0
 

@@ -18,10 +18,10 @@ struct Forward {
 
 #ifdef MICRON_HOPPER
 
-// One exponential of so many is left to exp2_by_fma, none for 0. Up to 128 columns exponentials keep their units busy for
-// longer than all else takes: 34 for 32 scores and two rows, of which 30 and 32 remain.
+// One exponential of so many is left to exp2_by_fma, none for 0. Up to 64 columns exponentials keep their units busy for
+// longer than all else takes: 34 for 32 scores and two rows, of which 30 remain.
 template <int CHUNKS>
-constexpr int BY_FMA = CHUNKS == 1 ? 8 : CHUNKS == 2 ? 16 : 0;
+constexpr int BY_FMA = CHUNKS == 1 ? 8 : 0;
 
 // Of the two rows of a thread, over the columns that it has seen: the highest score, unscaled, and the sum of the
 // exponentials under it. `scale` is positive, in units of log 2.

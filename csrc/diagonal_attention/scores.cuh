@@ -298,10 +298,14 @@ class Parts {
 
   // The stages that a part was the last to read, of those that lie `taken` before the next one.
   __device__ void release_part(bool ends_tile, int taken) {
-    if constexpr (!SHARES_SM<CHUNKS>) return release(taken + 1);
-    if (!ends_tile) return;
+    if constexpr (SHARES_SM<CHUNKS>) {
+      if (!ends_tile) return;
 #pragma unroll
-    for (int before = CHUNKS; before > 0; --before) release(before);
+      for (int before = CHUNKS; before > 0; --before) release(before);
+    } else {
+      if (p_.chunks == AHEAD) release(taken + 2);  // otherwise go_on did
+      release(taken + 1);
+    }
   }
 
   // The stage so many before the next one, to the producer.

@@ -53,9 +53,9 @@ def test_kernels_compile_without_spills(source, architecture, tmp_path):
         assert k.under_products() >= 2 * (64 if chunks == 8 else 32)
         cycles = k.cycles(64 * chunks)
         if k in forward:
-            assert cycles.issued <= {1: 800, 2: 850, 8: 1300}[chunks]
-            assert cycles.exponentials <= {1: 960, 2: 1024, 8: 1088}[chunks]
-        assert cycles.at_once <= {1: 1200, 2: 1230, 8: 4096}[chunks]
+            assert cycles.issued <= {1: 800, 2: 890, 8: 1300}[chunks]
+            assert cycles.exponentials <= {1: 960, 2: 1088, 8: 1088}[chunks]
+        assert cycles.at_once <= {1: 1200, 2: 1280, 8: 4096}[chunks]
     for k in forward + rows:  # tokens move in vectors, statistics one by one
         assert k.widths("LDG")[16] >= 8
         assert 2 not in k.widths("LDG") | k.widths("STG")
