@@ -14,6 +14,8 @@ told with its message; the exit status is 1 then.
 
 from __future__ import annotations
 
+import argparse
+import faulthandler
 import json
 import os
 import shutil
@@ -27,6 +29,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 ROUNDS, CALLS = 7, 5
+SECONDS = 90  # for a variant to check itself, or for a round of its times: a kernel may hang
 FIRST = "as it is"
 
 
@@ -78,6 +81,7 @@ def cases() -> Iterator[tuple[str, Callable[[], object]]]:
 
 def serve() -> None:
     """One variant: a line of JSON with microseconds by case for each line that comes in; first of all an empty one."""
+    faulthandler.dump_traceback_later(SECONDS, exit=True)
     import torch
 
     on_gpu, functions = torch.cuda.is_available(), dict(cases())
@@ -98,8 +102,11 @@ def serve() -> None:
         return statistics.median(taken)
 
     print("{}", flush=True)
+    faulthandler.cancel_dump_traceback_later()  # others have their turn
     for _ in sys.stdin:
+        faulthandler.dump_traceback_later(SECONDS, exit=True)
         print(json.dumps({name: microseconds(x) for name, x in functions.items()}), flush=True)
+        faulthandler.cancel_dump_traceback_later()
 
 
 def started(command: list[str], folder: Path) -> subprocess.Popen[str]:
@@ -123,14 +130,15 @@ def measured(folders: dict[str, Path]) -> tuple[dict[str, dict[str, list[float]]
             failures[name] = text
         else:
             variants[name] = started([__file__, "--serve"], folders[name])
-    for name in list(variants):  # all of them prepare at once
-        if variants[name].stdout.readline() != "{}\n":
-            failures[name] = variants.pop(name).communicate()[1]
     times: dict[str, dict[str, list[float]]] = {}
-    for _ in range(ROUNDS):
-        for name, process in variants.items():
-            print(file=process.stdin, flush=True)
-            for case, value in json.loads(process.stdout.readline()).items():
+    for turn in range(1 + ROUNDS):  # of the first all of them prepare at once
+        for name, process in list(variants.items()):
+            if turn > 0:
+                print(file=process.stdin, flush=True)
+            if not (line := process.stdout.readline()):
+                failures[name] = variants.pop(name).communicate()[1]
+                continue
+            for case, value in json.loads(line).items():
                 times.setdefault(case, {}).setdefault(name, []).append(value)
     for process in variants.values():
         process.communicate()
@@ -158,4 +166,8 @@ if __name__ == "__main__":
     if sys.argv[1:] == ["--serve"]:
         serve()
     else:
-        sys.exit(main(sys.argv[1:]))
+        parser = argparse.ArgumentParser(
+            description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        parser.add_argument("scripts", nargs="*", metavar="SCRIPT", help="for sed -E, on csrc/")
+        sys.exit(main(parser.parse_args().scripts))
