@@ -126,10 +126,6 @@ __device__ inline void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
 }
 
-// The same; `sums` are of the products that are done, and no use of them can be moved above.
-template <int PENDING, int COUNT>
-__device__ inline void wgmma_wait(float (&sums)[COUNT]);
-
 // sums += A B over 16 columns of A: A is 64 x 16 and B 16 x N, both from shared memory. B_ROWS: B lies in memory in
 // rows along N (otherwise along the 16). FROM_ZERO: sums = A B; to the compiler they are another variable then, which
 // it need not bring to the registers of the last one. Each N has the operands of its own sums in the text.
@@ -155,6 +151,7 @@ MICRON_WAIT(16)
 MICRON_WAIT(32)
 MICRON_WAIT(64)
 MICRON_WAIT(128)
+// Waits as above; `sums` are of the products that are done, and no use of them can be moved above.
 template <int PENDING, int COUNT>
 __device__ inline void wgmma_wait(float (&sums)[COUNT]) {
   WgmmaWait<PENDING, COUNT>::run(sums);

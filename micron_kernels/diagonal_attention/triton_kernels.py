@@ -8,11 +8,8 @@ f_i = g_i / l_i, c_i = g_i (1 − p_i), dV_i and dw_i; then two passes that make
                                                       dK_j = scale · Σ_i dS_ij q_i
 
 ``rows`` names positions, a *slot* each; a position may have several. What they add to its gradients is summed in the
-order of the slots, so that the result does not depend on which block runs first. Without ``rows`` or a mask
-there need be no passes: dS is stored, and two products of torch's make dQ and dK (``by_scores``).
-
-fp32 has no tensor cores, and torch's products are faster than ``tl.dot`` then: without ``rows`` they make the scores
-too, which are stored, a block of heads or rows at a time.
+order of the slots, so that the result does not depend on which block runs first. Where scores or dS are stored there
+are no passes: ``triton_score_kernels``.
 """
 
 from __future__ import annotations
@@ -97,6 +94,14 @@ def row_products(a, b, stride_a, stride_b, positions, there, WIDTH: tl.constexpr
 
 
 @triton.jit
+def add_scores(maximum, total, scores, PRECISE: tl.constexpr):
+    """(maximum, sum of exponentials under it) of each row, with those of some more scores."""
+    higher = tl.maximum(maximum, tl.max(scores, 1))
+    finite = tl.where(higher == -float("inf"), 0.0, higher)  # every key so far is masked
+    return higher, total * exp(maximum - finite, PRECISE) + tl.sum(exp(scores - finite[:, None], PRECISE), 1)
+
+
+@triton.jit
 def finish_rows(
     own, maximum, total, value, row_weight, out, weights, row_max, row_sum,
     value_b, value_h, value_n, weight_b, weight_h, weight_n, heads, computed, head, slots, positions, there,
@@ -157,11 +162,7 @@ def forward_kernel(
         if step % chunks == chunks - 1:
             others = seen[None, :] & (positions[:, None] != keys[None, :])
             scores = tl.where(others, products * scale, -float("inf"))
-            higher = tl.maximum(maximum, tl.max(scores, 1))
-            finite = tl.where(higher == -float("inf"), 0.0, higher)  # every key so far is masked
-            total = total * exp(maximum - finite, PRECISE)
-            total += tl.sum(exp(scores - finite[:, None], PRECISE), 1)
-            maximum = higher
+            maximum, total = add_scores(maximum, total, scores, PRECISE)
             products = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
 
     diagonal = scale * row_products(query, key, query_n, key_n, positions, there, WIDTH, COLUMNS)
@@ -172,47 +173,6 @@ def forward_kernel(
         own, higher, total * exp(maximum - higher, PRECISE) + own,
         value, row_weight, out, weights, row_max, row_sum,
         value_b, value_h, value_n, weight_b, weight_h, weight_n, heads, computed, head, slots, positions, there,
-        VALUE_WIDTH, HAS_WEIGHT, COLUMNS,
-    )  # fmt: skip
-
-
-@triton.jit
-def rows_of_scores_kernel(
-    scores, value, row_weight, key_mask, out, weights, row_max, row_sum,
-    value_b, value_h, value_n, weight_b, weight_h, weight_n, score_h, score_n,
-    heads, length, first_head, first_row, rows,
-    VALUE_WIDTH: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_MASK: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
-    """The forward from scores (heads, rows, N) that are stored, scaled and in fp32."""
-    blocks = tl.cdiv(rows, BLOCK_M)
-    head = (first_head + tl.program_id(0) // blocks).to(tl.int64)
-    batch = head // heads
-    block_rows = (tl.program_id(0) % blocks) * BLOCK_M + tl.arange(0, BLOCK_M)
-    inside = block_rows < rows
-    positions = first_row + block_rows
-    there = visible(key_mask, positions, inside, length, batch, HAS_MASK)
-    scores += (head - first_head) * score_h + block_rows.to(tl.int64) * score_n
-
-    maximum = tl.full([BLOCK_M], -float("inf"), tl.float32)
-    total = tl.zeros([BLOCK_M], tl.float32)
-    for start in range(0, length, BLOCK_N):
-        keys = start + tl.arange(0, BLOCK_N)
-        seen = visible(key_mask, keys, keys < length, length, batch, HAS_MASK)
-        mask = there[:, None] & seen[None, :]
-        s = tl.load(scores[:, None] + keys[None, :], mask=mask, other=-float("inf"))
-        higher = tl.maximum(maximum, tl.max(s, 1))
-        finite = tl.where(higher == -float("inf"), 0.0, higher)  # every key so far is masked
-        total = total * exp(maximum - finite, True) + tl.sum(exp(s - finite[:, None], True), 1)
-        maximum = higher
-    maximum = tl.where(maximum == -float("inf"), 0.0, maximum)
-    diagonal = tl.load(scores + positions, mask=there, other=0.0)
-    own = tl.where(there, exp(diagonal - maximum, True), 0.0)
-    slots = tl.where(inside, positions, length)
-    finish_rows(
-        own, maximum, total,
-        value, row_weight, out, weights, row_max, row_sum,
-        value_b, value_h, value_n, weight_b, weight_h, weight_n, heads, length, head, slots, positions, there,
         VALUE_WIDTH, HAS_WEIGHT, COLUMNS,
     )  # fmt: skip
 
@@ -288,61 +248,6 @@ def row_gradients_kernel(
     mask = inside[:, None] & (columns < VALUE_WIDTH)[None, :]
     d_value += head * length * VALUE_WIDTH
     tl.store(d_value + positions.to(tl.int64)[:, None] * VALUE_WIDTH + columns[None, :], sum_dv, mask=mask)
-
-
-@triton.jit
-def score_gradients_kernel(
-    query, key, row_max, f, c, d_scores,
-    query_b, query_h, query_n, key_b, key_h, key_n, scale, heads, length, row, first_head,
-    WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
-    """dS (heads, N, N) of the heads from ``first_head`` on, in rows of ``row`` elements."""
-    PRECISE: tl.constexpr = query.dtype.element_ty == tl.float32
-    blocks_of_keys = tl.cdiv(length, BLOCK_N)
-    blocks = tl.cdiv(length, BLOCK_M) * blocks_of_keys
-    head = (first_head + tl.program_id(0) // blocks).to(tl.int64)
-    block = tl.program_id(0) % blocks
-    positions = (block // blocks_of_keys) * BLOCK_M + tl.arange(0, BLOCK_M)
-    keys = (block % blocks_of_keys) * BLOCK_N + tl.arange(0, BLOCK_N)
-    inside, seen = positions < length, keys < length
-    query = head_of(query, query_b, query_h, head, heads)
-    key = head_of(key, key_b, key_h, head, heads)
-    scores = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    for start in range(0, WIDTH, COLUMNS):
-        columns = start + tl.arange(0, COLUMNS)
-        q = load_rows(query, positions, query_n, inside, columns, WIDTH)
-        k = load_rows(key, keys, key_n, seen, columns, WIDTH)
-        scores = multiply(q, tl.trans(k), scores)
-    at = head * length + positions
-    m = tl.load(row_max + at, mask=inside, other=0.0)
-    d_s = -tl.load(f + at, mask=inside, other=0.0)[:, None] * exp(scores * scale - m[:, None], PRECISE)
-    on_diagonal = positions[:, None] == keys[None, :]
-    d_s = tl.where(on_diagonal, tl.load(c + at, mask=inside, other=0.0)[:, None], d_s)
-    d_scores += ((head - first_head) * length + positions)[:, None] * row + keys[None, :]
-    tl.store(d_scores, d_s, mask=inside[:, None] & seen[None, :])
-
-
-@triton.jit
-def gradients_of_scores_kernel(
-    scores, row_max, f, c, length, row, first_head,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    """dS in the place of scores (heads, N, N) that are stored, scaled and in fp32, each in ``row`` elements."""
-    blocks_of_keys = tl.cdiv(length, BLOCK_N)
-    blocks = tl.cdiv(length, BLOCK_M) * blocks_of_keys
-    head = (first_head + tl.program_id(0) // blocks).to(tl.int64)
-    block = tl.program_id(0) % blocks
-    positions = (block // blocks_of_keys) * BLOCK_M + tl.arange(0, BLOCK_M)
-    keys = (block % blocks_of_keys) * BLOCK_N + tl.arange(0, BLOCK_N)
-    inside = positions < length
-    both = inside[:, None] & (keys < length)[None, :]
-    at = head * length + positions
-    scores += ((head - first_head) * length + positions)[:, None] * row + keys[None, :]
-    m = tl.load(row_max + at, mask=inside, other=0.0)
-    s = tl.load(scores, mask=both, other=0.0)
-    d_s = -tl.load(f + at, mask=inside, other=0.0)[:, None] * exp(s - m[:, None], True)
-    on_diagonal = positions[:, None] == keys[None, :]
-    tl.store(scores, tl.where(on_diagonal, tl.load(c + at, mask=inside, other=0.0)[:, None], d_s), mask=both)
 
 
 @triton.jit

@@ -22,7 +22,6 @@ TENSOR_CORES = {
 #: Kernels that clamp scores under their exponentials.
 EXPONENTIALS = (
     "forward_kernel",
-    "score_gradients_kernel",
     "rows_of_scores_kernel",
     "gradients_of_scores_kernel",
     "query_gradients_kernel",
